@@ -1,0 +1,331 @@
+"""The one error tree.
+
+Every error says what failed, with which values, and carries a ``hint``: the next thing to type.
+
+::
+
+    PikuriMemoryError                      code                     HTTP  exit
+    ├── InvalidRequestError (ValueError)   invalid_request           422     2
+    │   ├── ScopeRequiredError             scope_required            400     2
+    │   ├── FilterError                    invalid_filter            422     2
+    │   ├── TooLargeError                  too_large                 413     2
+    │   ├── IdempotencyConflictError       idempotency_conflict      422     2
+    │   ├── DuplicateTextError             duplicate_text            409     2
+    │   ├── ExtractionUnavailableError     extraction_unavailable    422     2
+    │   ├── UnsupportedMediaTypeError      unsupported_media_type    415     2
+    │   ├── MethodNotAllowedError          method_not_allowed        405     2
+    │   └── SlowBodyError                  slow_body                 408     2
+    ├── SettingError (ValueError)          invalid_setting           500     2
+    ├── MemoryNotFoundError (LookupError)  not_found                 404     3
+    ├── AccessError (PermissionError)      forbidden                 403     4
+    │   └── AuthenticationError            unauthenticated           401     4
+    ├── StorageError (RuntimeError)        storage                   500     5
+    │   ├── DiskFullError                  disk_full                 507     5
+    │   ├── DamagedRecordError             damaged_record            500     5
+    │   ├── NewerSchemaError               newer_schema              500     5
+    │   ├── EmbedderMismatchError          embedder_mismatch         500     5
+    │   ├── DataDirectoryInUseError        data_directory_in_use     500     5
+    │   └── UnsupportedFileSystemError     unsupported_file_system   500     5
+    ├── ServerError (RuntimeError)         server                    500     6
+    │   ├── ServerUnavailableError         unavailable               503     6
+    │   ├── ServerNotRunningError          not_running               503     6
+    │   ├── ServerStartError               start_failed              500     6
+    │   ├── PortInUseError                 port_in_use               500     6
+    │   ├── LeasesHeldError                leases_held               409     6
+    │   ├── WaitTimeoutError (TimeoutError) timeout                  504     6
+    │   └── UnexpectedReplyError           unexpected_reply          502     6
+    ├── ProcessError (RuntimeError)        process                   500     7
+    │   ├── CommandNotFoundError           command_not_found         500     7
+    │   ├── CommandFailedError             command_failed            500     7
+    │   └── CommandTimeoutError            command_timeout           500     7
+    └── DamagedInstallationError           damaged_installation      500     8
+        (RuntimeError)
+
+A server puts ``code``, the message and the hint into its reply; the client raises the class that
+:func:`error_for` finds for the code, so that one ``except`` serves both sides of the wire.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PikuriMemoryError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: What failed, with which values. Never memory text, a query or a key.
+        hint: The next thing to do or to type; empty where there is none.
+    """
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidRequestError(PikuriMemoryError, ValueError):
+    """The request or an argument cannot be served as it is; nothing was changed."""
+
+    code = "invalid_request"
+    status = 422
+    exit_code = 2
+
+
+class ScopeRequiredError(InvalidRequestError):
+    """None of ``user_id``, ``agent_id`` and ``run_id`` was given, or one was empty."""
+
+    code = "scope_required"
+    status = 400
+
+
+class FilterError(InvalidRequestError):
+    """A search filter is malformed."""
+
+    code = "invalid_filter"
+
+
+class TooLargeError(InvalidRequestError):
+    """A body, a text or a list is over its limit."""
+
+    code = "too_large"
+    status = 413
+
+
+class IdempotencyConflictError(InvalidRequestError):
+    """An ``Idempotency-Key`` came again with another body."""
+
+    code = "idempotency_conflict"
+
+
+class DuplicateTextError(InvalidRequestError):
+    """An update would make two memories of one scope say the same."""
+
+    code = "duplicate_text"
+    status = 409
+
+
+class ExtractionUnavailableError(InvalidRequestError):
+    """Extraction was asked for and no router is configured."""
+
+    code = "extraction_unavailable"
+
+
+class UnsupportedMediaTypeError(InvalidRequestError):
+    """A body came with another content type than JSON."""
+
+    code = "unsupported_media_type"
+    status = 415
+
+
+class MethodNotAllowedError(InvalidRequestError):
+    """The path knows other methods than this one."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+class SlowBodyError(InvalidRequestError):
+    """A request body did not arrive whole within its deadline."""
+
+    code = "slow_body"
+    status = 408
+
+
+class SettingError(PikuriMemoryError, ValueError):
+    """A setting, from a flag or an environment variable, has an impossible value."""
+
+    code = "invalid_setting"
+    exit_code = 2
+
+
+class MemoryNotFoundError(PikuriMemoryError, LookupError):
+    """There is no memory (or route) of that name, or it has been deleted."""
+
+    code = "not_found"
+    status = 404
+    exit_code = 3
+
+
+class AccessError(PikuriMemoryError, PermissionError):
+    """The request came from where none may come from (Host, Origin)."""
+
+    code = "forbidden"
+    status = 403
+    exit_code = 4
+
+
+class AuthenticationError(AccessError):
+    """The API key is missing or wrong."""
+
+    code = "unauthenticated"
+    status = 401
+
+
+class StorageError(PikuriMemoryError, RuntimeError):
+    """The data directory or a file in it cannot be used."""
+
+    code = "storage"
+    exit_code = 5
+
+
+class DiskFullError(StorageError):
+    """Free space is below the reserve; writes are refused, reads go on."""
+
+    code = "disk_full"
+    status = 507
+
+
+class DamagedRecordError(StorageError):
+    """The record (SQLite file) is damaged."""
+
+    code = "damaged_record"
+
+
+class NewerSchemaError(StorageError):
+    """The record was written by a newer version of this package."""
+
+    code = "newer_schema"
+
+
+class EmbedderMismatchError(StorageError):
+    """The record's vectors were made by another embedder."""
+
+    code = "embedder_mismatch"
+
+
+class DataDirectoryInUseError(StorageError):
+    """Another process owns the data directory."""
+
+    code = "data_directory_in_use"
+
+
+class UnsupportedFileSystemError(StorageError):
+    """The data directory lies on a file system whose locks cannot be trusted."""
+
+    code = "unsupported_file_system"
+
+
+class ServerError(PikuriMemoryError, RuntimeError):
+    """A server could not be reached, started or stopped."""
+
+    code = "server"
+    exit_code = 6
+
+
+class ServerUnavailableError(ServerError):
+    """The server cannot be reached, or is stopping."""
+
+    code = "unavailable"
+    status = 503
+
+
+class ServerNotRunningError(ServerError):
+    """No server runs for the data directory."""
+
+    code = "not_running"
+    status = 503
+
+
+class ServerStartError(ServerError):
+    """A server that was started ended before it was healthy."""
+
+    code = "start_failed"
+
+
+class PortInUseError(ServerError):
+    """Something else listens on the port."""
+
+    code = "port_in_use"
+
+
+class LeasesHeldError(ServerError):
+    """Other processes use the server that was to be stopped."""
+
+    code = "leases_held"
+    status = 409
+
+
+class WaitTimeoutError(ServerError, TimeoutError):
+    """A bounded wait ended before what it waited for came true."""
+
+    code = "timeout"
+    status = 504
+
+
+class UnexpectedReplyError(ServerError):
+    """What answered is not a server that speaks this protocol."""
+
+    code = "unexpected_reply"
+    status = 502
+
+
+class ProcessError(PikuriMemoryError, RuntimeError):
+    """A process that we started did not do its work."""
+
+    code = "process"
+    exit_code = 7
+
+
+class CommandNotFoundError(ProcessError):
+    """A program is not installed."""
+
+    code = "command_not_found"
+
+
+class CommandFailedError(ProcessError):
+    """A program ended with a failure."""
+
+    code = "command_failed"
+
+
+class CommandTimeoutError(ProcessError):
+    """A program did not end in time and was ended."""
+
+    code = "command_timeout"
+
+
+class DamagedInstallationError(PikuriMemoryError, RuntimeError):
+    """A file that the package ships is missing or changed."""
+
+    code = "damaged_installation"
+    exit_code = 8
+
+
+def _tree(cls: type[PikuriMemoryError]) -> dict[str, type[PikuriMemoryError]]:
+    found = {cls.code: cls}
+    for child in cls.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+_STATUS_FALLBACK: dict[int, type[PikuriMemoryError]] = {
+    400: InvalidRequestError,
+    401: AuthenticationError,
+    403: AccessError,
+    404: MemoryNotFoundError,
+    405: MethodNotAllowedError,
+    408: SlowBodyError,
+    409: InvalidRequestError,
+    413: TooLargeError,
+    415: UnsupportedMediaTypeError,
+    422: InvalidRequestError,
+    503: ServerUnavailableError,
+    507: DiskFullError,
+}
+
+
+def error_for(code: str | None, status: int) -> type[PikuriMemoryError]:
+    """The class for an error reply: by its ``code``, else by its HTTP status.
+
+    Args:
+        code: The ``code`` of the reply, None where the server sends none (mem0's does not).
+        status: The HTTP status, 400 to 599.
+    """
+    if code is not None and (found := _tree(PikuriMemoryError).get(code)) is not None:
+        return found
+    return _STATUS_FALLBACK.get(status, ServerError)

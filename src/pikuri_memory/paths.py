@@ -1,0 +1,95 @@
+"""Where files lie. The only module that knows names in a data directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def default_data_dir() -> Path:
+    """The user's data directory for memories (XDG: ``~/.local/share/pikuri/memory``)."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("pikuri", appauthor=False)) / "memory"
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """Names in one data directory.
+
+    Attributes:
+        root: The absolute data directory.
+    """
+
+    root: Path
+
+    @classmethod
+    def at(cls, data_dir: str | Path | None) -> DataPaths:
+        """The paths under ``data_dir`` (``~`` is expanded), or under the default one."""
+        root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+        return cls(Path(root).absolute())
+
+    @property
+    def record(self) -> Path:
+        """The SQLite file that holds the memories."""
+        return self.root / "memories.sqlite3"
+
+    @property
+    def index(self) -> Path:
+        """The directory of the index; may be removed at any time while no server runs."""
+        return self.root / "index"
+
+    @property
+    def api_key(self) -> Path:
+        """The API key, mode 0600."""
+        return self.root / "api-key"
+
+    @property
+    def server_info(self) -> Path:
+        """What runs here: kind, pid, start time, endpoint, version (mode 0600)."""
+        return self.root / "server.json"
+
+    @property
+    def locks(self) -> Path:
+        """The directory of lock files, which are never unlinked."""
+        return self.root / "locks"
+
+    @property
+    def lease_lock(self) -> Path:
+        """Held shared by users of the server, exclusively by a keeper that stops."""
+        return self.locks / "lease"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held exclusively by whoever starts or stops a server."""
+        return self.locks / "start"
+
+    @property
+    def owner_lock(self) -> Path:
+        """Held exclusively by the process that owns record and index."""
+        return self.locks / "owner"
+
+    @property
+    def holders(self) -> Path:
+        """One small file per lease, telling who holds it; information only."""
+        return self.locks / "holders"
+
+    @property
+    def keep_marker(self) -> Path:
+        """There while the running server is to stay up without leases."""
+        return self.root / "keep"
+
+    @property
+    def logs(self) -> Path:
+        """The directory of the server's logs."""
+        return self.root / "logs"
+
+    @property
+    def server_log(self) -> Path:
+        """The server's own log; rotated."""
+        return self.logs / "server.log"
+
+    @property
+    def output_log(self) -> Path:
+        """What the server process printed since its start."""
+        return self.logs / "output.log"
