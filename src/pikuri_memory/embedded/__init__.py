@@ -1,0 +1,1 @@
+"""The embedded server: SQLite holds the memories, Qdrant Edge finds them."""

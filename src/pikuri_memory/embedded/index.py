@@ -1,0 +1,268 @@
+"""The index: one Qdrant Edge shard. It finds memories; it never holds the only copy of anything.
+
+A point holds a dense vector, term weights and the scope ids, never text. Facts of Qdrant Edge
+0.9.0 that shape this module (measured):
+
+* Every call holds the GIL, so calls are kept small: 64 points an upsert (1 ms), a flush at least
+  every 1,000 changes (25 ms), no ``optimize()``.
+* A second ``load()`` of an open shard destroys a file of its owner: whoever calls
+  :meth:`Index.load` owns the data directory's lock.
+* Its write-ahead log is off: the record is the truth, and an index that was not closed cleanly is
+  made anew from it. That makes an insert a third faster and keeps old vectors off the disk.
+* Term weights carry no IDF modifier. A query's weights are idf divided by the sum of idf, so that
+  the score of the sparse list *is* the share of the question that a memory covers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import qdrant_edge as edge
+from numpy.typing import NDArray
+
+from pikuri_memory.record import Scope
+
+DENSE: Final = "d"
+TERMS: Final = "t"
+UPSERT_BATCH: Final = 64
+"""Points an upsert: 1 ms at 100,000 points, far below the 20 ms that a call may take."""
+
+BM25_K: Final = 1.2
+BM25_B: Final = 0.1
+BM25_LENGTH: Final = 16.0
+"""Low length normalisation around 16 tokens: facts are short (see ``make evaluate``)."""
+
+# Besides the language's stop words (which know the question words of English): words that every
+# fact about a user may have.
+_EXTRA_STOP_WORDS: Final = frozenset({"user", "user's", "users"})
+_QUESTION_WORDS: Final = frozenset(
+    "what which who whom whose when where why how does did do is are was were has have had "
+    "can could should would will tell know".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The term ids of a text, with their BM25 weights (term frequency only, no idf)."""
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+
+
+class Tokenizer:
+    """Turns text into stemmed, hashed terms, by Qdrant's own BM25 encoder.
+
+    Args:
+        language: Of the stop words and the stemmer, as in the settings.
+    """
+
+    def __init__(self, language: str = "english") -> None:
+        name = language.capitalize()
+        known = getattr(edge.Language, name, None)
+        custom = set(_EXTRA_STOP_WORDS)
+        if language == "english":
+            custom |= _QUESTION_WORDS
+        stop_words = edge.StopwordsSet(languages=None if known is None else {known}, custom=custom)
+        self._encoder = edge.Bm25(
+            edge.Bm25Config(
+                k=BM25_K,
+                b=BM25_B,
+                avg_len=BM25_LENGTH,
+                tokenizer=edge.TokenizerType.Multilingual,
+                language=language,
+                lowercase=True,
+                ascii_folding=False,
+                stopwords=stop_words,
+            )
+        )
+        self.fingerprint = "/".join(
+            (
+                f"bm25 {BM25_K} {BM25_B} {BM25_LENGTH}",
+                language,
+                f"{len(custom)}",
+                f"qdrant-edge-py {metadata.version('qdrant-edge-py')}",
+            )
+        )
+
+    def document(self, text: str) -> Terms:
+        """Terms of a memory's text."""
+        sparse = self._encoder.embed_document(text)
+        return Terms(sparse.indices, sparse.values)
+
+    def ids(self, text: str) -> list[int]:
+        """Term ids of a text, each once."""
+        return self._encoder.embed_query(text).indices
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What the index holds of one memory. ``vector`` is little-endian float32."""
+
+    row: int
+    vector: bytes
+    terms: Terms
+    scope: Scope
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A memory that one of the lists brought up.
+
+    Attributes:
+        row: Of the record.
+        cosine: With the query's vector, in [-1, 1].
+        coverage: Share of the query's idf that the memory's terms cover, at least 0.
+    """
+
+    row: int
+    cosine: float
+    coverage: float
+
+
+class Index:
+    """One open shard. Safe for several threads; one call at a time."""
+
+    def __init__(self, shard: edge.EdgeShard) -> None:
+        self._shard = shard
+        self._lock = threading.Lock()
+        self._open = True
+
+    @classmethod
+    def create(cls, directory: Path, dimensions: int) -> Index:
+        """A new shard in an empty directory."""
+        directory.mkdir(parents=True, mode=0o700)
+        shard = edge.EdgeShard.create(
+            str(directory),
+            edge.EdgeConfig(
+                vectors={DENSE: edge.EdgeVectorParams(dimensions, edge.Distance.Cosine)},
+                sparse_vectors={TERMS: edge.EdgeSparseVectorParams()},
+                # A pool of threads costs more than it gives at these sizes.
+                max_search_threads=1,
+                wal_enabled=False,
+            ),
+        )
+        for field in ("user_id", "agent_id", "run_id"):
+            shard.update(
+                edge.UpdateOperation.create_field_index(
+                    field, edge.KeywordIndexParams(is_tenant=True)
+                )
+            )
+        return cls(shard)
+
+    @classmethod
+    def load(cls, directory: Path) -> Index:
+        """The shard of a directory that was closed cleanly; the caller owns its lock."""
+        return cls(edge.EdgeShard.load(str(directory)))
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """Insert or replace points."""
+        for start in range(0, len(points), UPSERT_BATCH):
+            batch = [
+                edge.Point(
+                    point.row,
+                    {
+                        DENSE: np.frombuffer(point.vector, "<f4").tolist(),
+                        TERMS: edge.SparseVector(list(point.terms.ids), list(point.terms.weights)),
+                    },
+                    dict(point.scope.as_dict()),
+                )
+                for point in points[start : start + UPSERT_BATCH]
+            ]
+            with self._lock:
+                self._shard.update(edge.UpdateOperation.upsert_points(batch))
+
+    def delete(self, rows: Sequence[int]) -> None:
+        """Remove points; those that are not there do not matter."""
+        for start in range(0, len(rows), UPSERT_BATCH):
+            with self._lock:
+                self._shard.update(
+                    edge.UpdateOperation.delete_points(list(rows[start : start + UPSERT_BATCH]))
+                )
+
+    def count(self) -> int:
+        """How many points there are, exactly."""
+        with self._lock:
+            return int(self._shard.count(edge.CountRequest(exact=True)))
+
+    def flush(self) -> None:
+        """Bring everything to the disk."""
+        with self._lock:
+            self._shard.flush()
+
+    def close(self) -> None:
+        """Flush and close; idempotent."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                self._shard.flush()
+                self._shard.close()
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        terms: Sequence[int],
+        weights: Sequence[float],
+        scope: Scope,
+        *,
+        limit: int,
+        only: Iterable[int] | None = None,
+        never: Iterable[int] | None = None,
+    ) -> list[Candidate]:
+        """The union of the nearest vectors and the best covered terms within a scope.
+
+        One ``query_batch``: the dense list, the sparse list, and the sparse list scored again by
+        the vector, so that every candidate has its true cosine.
+
+        Args:
+            vector: Of the query, shape (dimensions,).
+            terms: Term ids of the query.
+            weights: One per term, summing to at most 1.
+            scope: Ids that must be equal.
+            limit: Most candidates of each list.
+            only: Rows outside which nothing is found.
+            never: Rows that are not found.
+        """
+        must: list[Any] = [
+            edge.FieldCondition(key=name, match=edge.MatchValue(value))
+            for name, value in scope.as_dict().items()
+        ]
+        if only is not None:
+            must.append(edge.HasIdCondition(set[Any](only)))
+        excluded: list[Any] | None = None
+        if never is not None and (rows := set[Any](never)):
+            excluded = [edge.HasIdCondition(rows)]
+        where = edge.Filter(must=must, must_not=excluded)
+        near = edge.Query.Nearest(vector.tolist(), using=DENSE)
+        requests = [edge.QueryRequest(limit=limit, query=near, filter=where)]
+        if terms:
+            covered = edge.Query.Nearest(edge.SparseVector(list(terms), list(weights)), using=TERMS)
+            requests += [
+                edge.QueryRequest(limit=limit, query=covered, filter=where),
+                edge.QueryRequest(
+                    limit=limit,
+                    query=near,
+                    prefetches=[edge.Prefetch(limit=limit, query=covered, filter=where)],
+                ),
+            ]
+        with self._lock:
+            lists = self._shard.query_batch(edge.QueryBatchRequest(requests))
+        found: dict[int, Candidate] = {}
+        for hit in lists[0]:
+            row = int(hit.id)
+            found[row] = Candidate(row, hit.score, 0.0)
+        if terms:
+            for hit in lists[2]:
+                row = int(hit.id)
+                if row not in found:
+                    found[row] = Candidate(row, hit.score, 0.0)
+            for hit in lists[1]:
+                candidate = found.get(int(hit.id))
+                if candidate is not None:
+                    candidate.coverage = hit.score
+        return list(found.values())

@@ -1,0 +1,164 @@
+"""Values that the parts of the embedded server hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pikuri_memory.models.identity import EmbedderIdentity
+from pikuri_memory.record import Event, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a turn, as posted."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewMemory:
+    """A memory to be stored as it is: an import, or an item of a batch.
+
+    Attributes:
+        text: The fact.
+        scope: Whose it is; at least one id.
+        metadata: A JSON object.
+        expiration_date: Last day (UTC) on which it is found.
+        id: A UUID to keep; None makes a new one.
+        created_at: Microseconds since the epoch; None is now.
+        updated_at: Microseconds since the epoch; None is ``created_at``.
+        history: Older entries to keep with it, oldest first.
+    """
+
+    text: str
+    scope: Scope
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    expiration_date: date | None = None
+    id: str | None = None
+    created_at: int | None = None
+    updated_at: int | None = None
+    history: Sequence[HistoryEntry] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMemory:
+    """One row of the record. Times are microseconds since the epoch (UTC)."""
+
+    id: str
+    text: str
+    scope: Scope
+    metadata: dict[str, Any]
+    created_at: int
+    updated_at: int
+    expiration_date: date | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A memory that a search found, with its score in [0, 1] and, when asked, its parts."""
+
+    memory: StoredMemory
+    score: float
+    explanation: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """What became of one text: stored (``ADD``) or already there (``NONE``)."""
+
+    id: str
+    text: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One change of a memory; after a delete the texts are None."""
+
+    id: str
+    memory_id: str
+    event: Event
+    old_text: str | None
+    new_text: str | None
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A user, agent or run that has memories. Times in microseconds since the epoch."""
+
+    type: Literal["user", "agent", "run"]
+    id: str
+    total_memories: int
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A key with what it belongs to, and a digest of the body that came with it."""
+
+    key: str
+    method: str
+    path: str
+    scope: str
+    body_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """One search.
+
+    Attributes:
+        text: The question.
+        scope: At least one id.
+        condition: Further filter, as :func:`pikuri_memory.embedded.filters.parse` gives it.
+        top_k: Most hits.
+        threshold: Least score of a hit, in [0, 1].
+        explain: Whether hits carry the parts of their scores.
+        show_expired: Whether expired memories are found too.
+    """
+
+    text: str
+    scope: Scope
+    condition: Condition | None = None
+    top_k: int = 20
+    threshold: float = 0.0
+    explain: bool = False
+    show_expired: bool = False
+
+
+class Condition(Protocol):
+    """A filter over rows of the record."""
+
+    def sql(self) -> tuple[str, list[Any]]:
+        """A boolean SQL expression over the alias ``m`` of ``memories``, and its parameters."""
+        ...
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors.
+
+    ``immediate`` says that ``embed`` never takes longer than a fraction of a millisecond (a
+    look-up), so that it may be called from the event loop.
+    """
+
+    @property
+    def identity(self) -> EmbedderIdentity: ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    @property
+    def immediate(self) -> bool: ...
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of shape (len(texts), dimensions), rows of unit length."""
+        ...

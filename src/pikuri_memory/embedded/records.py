@@ -1,0 +1,867 @@
+"""The record: one SQLite file that holds every memory. The index can be lost, this cannot.
+
+One thread writes (see :mod:`pikuri_memory.embedded.writer`), through :class:`Change` objects, each
+inside a transaction that is on the disk before anybody is told (WAL, ``synchronous=FULL``). Any
+thread reads, through a connection of its own, and never waits for the writer.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+import unicodedata
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pikuri_memory.embedded import filters
+from pikuri_memory.embedded.model import (
+    AddResult,
+    Condition,
+    Entity,
+    HistoryEntry,
+    IdempotencyKey,
+    Message,
+    NewMemory,
+    StoredMemory,
+)
+from pikuri_memory.embedded.schema import MIGRATIONS
+from pikuri_memory.errors import (
+    DamagedRecordError,
+    DiskFullError,
+    DuplicateTextError,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    MemoryNotFoundError,
+    NewerSchemaError,
+    PikuriMemoryError,
+    StorageError,
+)
+from pikuri_memory.record import Event, Scope, Unset
+
+RECENT_MESSAGES: Final = 10
+"""Messages kept per scope, as many as mem0's extraction reads."""
+
+IDEMPOTENCY_DAYS: Final = 7
+_DAY: Final = 86_400_000_000
+_COLUMNS: Final = (
+    "m.rowid, m.id, m.text, m.user_id, m.agent_id, m.run_id, m.metadata,"
+    " m.created_at, m.updated_at, m.expires"
+)
+_BATCH: Final = 500
+_TABLES: Final = (
+    "memories",
+    "vectors",
+    "history",
+    "messages",
+    "replies",
+    "idempotency",
+    "terms",
+    "changes",
+)
+
+
+def text_digest(text: str) -> bytes:
+    """16 bytes that are equal for texts that are equal after NFC and trimming."""
+    return hashlib.blake2b(
+        unicodedata.normalize("NFC", text.strip()).encode(), digest_size=16
+    ).digest()
+
+
+def today(now: int) -> str:
+    """The UTC day of a time in microseconds since the epoch, as YYYY-MM-DD."""
+    return datetime.fromtimestamp(now / 1e6, UTC).date().isoformat()
+
+
+class Clock:
+    """Microseconds since the epoch, never the same value twice and never backwards."""
+
+    def __init__(self, source: Callable[[], int] = time.time_ns) -> None:
+        self._source = source
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> int:
+        """The time now."""
+        with self._lock:
+            self._last = max(self._source() // 1000, self._last + 1)
+            return self._last
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """What the index holds of one memory, and the text that its terms come from."""
+
+    row: int
+    scope: Scope
+    text: str
+    vector: bytes
+
+
+def _scope(user_id: str, agent_id: str, run_id: str) -> Scope:
+    return Scope(user_id or None, agent_id or None, run_id or None)
+
+
+def _key(scope: Scope) -> tuple[str, str, str]:
+    return (scope.user_id or "", scope.agent_id or "", scope.run_id or "")
+
+
+def _memory(row: tuple[Any, ...]) -> StoredMemory:
+    _, id_, text, user_id, agent_id, run_id, metadata, created, updated, expires = row
+    return StoredMemory(
+        id=id_,
+        text=text,
+        scope=Scope(user_id or None, agent_id or None, run_id or None),
+        metadata={} if metadata == "{}" else json.loads(metadata),
+        created_at=created,
+        updated_at=updated,
+        expiration_date=None if expires is None else date.fromisoformat(expires),
+    )
+
+
+def _where(scope: Scope) -> tuple[str, list[Any]]:
+    """A condition on ``m`` for a scope; each id that is set must be equal."""
+    ids = scope.as_dict()
+    # The repeated != '' lets SQLite use the partial indexes.
+    clauses = [f"m.{name} = ? AND m.{name} != ''" for name in ids]
+    return " AND ".join(clauses) or "1", list(ids.values())
+
+
+def translate(error: sqlite3.Error, path: Path) -> PikuriMemoryError:
+    """The error of ours for one of SQLite's. SQLite's own words carry no data of the user."""
+    text = str(error).lower()
+    if "full" in text or "disk i/o" in text:
+        return DiskFullError(
+            f"the disk that holds {path} is full or failing ({error})",
+            hint=f"free some space: df -h {path.parent}",
+        )
+    if "malformed" in text or "not a database" in text or "corrupt" in text:
+        return DamagedRecordError(
+            f"{path} is damaged ({error}); nothing was changed",
+            hint=f"keep a copy (cp {path} {path}.damaged), then rescue what can be read with "
+            f"`sqlite3 {path} .recover | sqlite3 rescued.sqlite3`, or import an export",
+        )
+    return StorageError(f"{path} cannot be used ({error})", hint=f"ls -l {path.parent}")
+
+
+class Records:
+    """The record in one file.
+
+    Args:
+        path: The SQLite file; made with mode 0600 where there is none.
+        terms_of: Term ids of a text, each once, for the document frequencies; None opens the file
+            for reading only.
+        clock: Microseconds since the epoch.
+
+    Raises:
+        DamagedRecordError: The file is no sound SQLite database.
+        NewerSchemaError: A newer version wrote it.
+        StorageError: It cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        terms_of: Callable[[str], Sequence[int]] | None,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        self.path = path
+        self.clock = clock or Clock()
+        self._terms_of = terms_of or (lambda text: ())
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._connections_lock = threading.Lock()
+        self._count = 0
+        if terms_of is None:
+            return
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise StorageError(
+                f"{path} cannot be opened ({error.strerror})", hint=f"ls -l {path.parent}"
+            ) from None
+        try:
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")
+            self._writer.execute("PRAGMA secure_delete = ON")
+            self._migrate()
+            self._count = int(self._writer.execute("SELECT count(*) FROM memories").fetchone()[0])
+        except sqlite3.Error as error:
+            self.close()
+            raise translate(error, path) from None
+        except PikuriMemoryError:
+            self.close()
+            raise
+
+    # -- connections ---------------------------------------------------------------------------
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=10, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA foreign_keys = ON")
+        filters.register_functions(connection)
+        with self._connections_lock:
+            self._connections.append(connection)
+        return connection
+
+    def _read(self) -> sqlite3.Connection:
+        """This thread's own reading connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._connect()
+            connection.execute("PRAGMA query_only = ON")
+            self._local.connection = connection
+        return connection
+
+    def close(self) -> None:
+        """Close every connection; idempotent."""
+        with self._connections_lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+
+    def _migrate(self) -> None:
+        db = self._writer
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, at INTEGER NOT NULL)"
+            )
+            done = {name for (name,) in db.execute("SELECT name FROM migrations")}
+            unknown = sorted(done - {name for name, _ in MIGRATIONS})
+            if unknown:
+                raise NewerSchemaError(
+                    f"{self.path} was written by a newer version (it has {', '.join(unknown)})",
+                    hint="pip install --upgrade pikuri-memory",
+                )
+            for name, script in MIGRATIONS:
+                if name not in done:
+                    for statement in script.split(";"):
+                        if statement.strip():
+                            db.execute(statement)
+                    db.execute("INSERT INTO migrations VALUES (?, ?)", (name, self.clock()))
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Read the whole file.
+
+        Raises:
+            DamagedRecordError: SQLite found damage.
+        """
+        try:
+            found = self._read().execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from None
+        if found != "ok":
+            raise translate(sqlite3.DatabaseError(f"malformed: {found}"), self.path)
+
+    @property
+    def count(self) -> int:
+        """How many memories there are, expired ones included."""
+        return self._count
+
+    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._read().execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from None
+
+    def meta(self, key: str) -> str | None:
+        """A value of the ``meta`` table."""
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", (key,))
+        return rows[0][0] if rows else None
+
+    def get(self, memory_id: str) -> StoredMemory:
+        """One memory.
+
+        Raises:
+            MemoryNotFoundError: There is none of that id.
+        """
+        rows = self._rows(f"SELECT {_COLUMNS} FROM memories m WHERE m.id = ?", (memory_id,))
+        if not rows:
+            raise _unknown(memory_id)
+        return _memory(rows[0])
+
+    def by_rows(self, rows: Sequence[int]) -> dict[int, StoredMemory]:
+        """Memories by their row; rows that are gone are left out."""
+        found: dict[int, StoredMemory] = {}
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            marks = ",".join("?" * len(part))
+            for row in self._rows(
+                f"SELECT {_COLUMNS} FROM memories m WHERE m.rowid IN ({marks})", part
+            ):
+                found[row[0]] = _memory(row)
+        return found
+
+    def existing(self, ids: Sequence[str]) -> set[str]:
+        """Which of the ids are there, read by another connection than the writer's."""
+        found: set[str] = set()
+        for start in range(0, len(ids), _BATCH):
+            part = ids[start : start + _BATCH]
+            marks = ",".join("?" * len(part))
+            found.update(
+                row[0] for row in self._rows(f"SELECT id FROM memories WHERE id IN ({marks})", part)
+            )
+        return found
+
+    def history(self, memory_id: str) -> list[HistoryEntry]:
+        """All changes of a memory, oldest first.
+
+        Raises:
+            MemoryNotFoundError: There never was one of that id.
+        """
+        rows = self._rows(
+            "SELECT id, memory_id, event, old_text, new_text, at FROM history"
+            " WHERE memory_id = ? ORDER BY rowid",
+            (memory_id,),
+        )
+        if not rows:
+            raise _unknown(memory_id)
+        return [HistoryEntry(*row) for row in rows]
+
+    def page(
+        self, scope: Scope, *, limit: int, cursor: str | None, show_expired: bool
+    ) -> tuple[list[StoredMemory], str | None]:
+        """Memories of a scope, newest first, from ``cursor`` on, and the next cursor."""
+        where, parameters = _where(scope)
+        if cursor is not None:
+            where += " AND (m.created_at, m.rowid) < (?, ?)"
+            parameters += _read_cursor(cursor)
+        if not show_expired:
+            where += " AND (m.expires IS NULL OR m.expires >= ?)"
+            parameters.append(today(self.clock()))
+        rows = self._rows(
+            f"SELECT {_COLUMNS} FROM memories m WHERE {where}"
+            " ORDER BY m.created_at DESC, m.rowid DESC LIMIT ?",
+            [*parameters, limit + 1],
+        )
+        more = len(rows) > limit
+        rows = rows[:limit]
+        following = _write_cursor(rows[-1][7], rows[-1][0]) if more else None
+        return [_memory(row) for row in rows], following
+
+    def entities(self) -> list[Entity]:
+        """Every user, agent and run that has memories, by type and id."""
+        found: list[Entity] = []
+        for kind in ("agent", "run", "user"):
+            column = f"{kind}_id"
+            found += [
+                Entity(kind, *row)
+                for row in self._rows(
+                    f"SELECT {column}, count(*), min(created_at), max(updated_at) FROM memories"
+                    f" WHERE {column} != '' GROUP BY {column} ORDER BY {column}"
+                )
+            ]
+        return found
+
+    def document_frequencies(self, terms: Sequence[int]) -> dict[int, int]:
+        """In how many memories each term occurs; terms that occur in none are left out."""
+        marks = ",".join("?" * len(terms))
+        return dict(
+            self._rows(f"SELECT term, documents FROM terms WHERE term IN ({marks})", list(terms))
+        )
+
+    def expired_rows(self, scope: Scope) -> list[int]:
+        """Rows of the scope that are expired today."""
+        where, parameters = _where(scope)
+        return [
+            row[0]
+            for row in self._rows(
+                f"SELECT m.rowid FROM memories m WHERE m.expires < ? AND {where}",
+                [today(self.clock()), *parameters],
+            )
+        ]
+
+    def matching_rows(
+        self, scope: Scope, condition: Condition | None, show_expired: bool
+    ) -> list[int]:
+        """Rows of the scope that satisfy a condition."""
+        where, parameters = _where(scope)
+        if not show_expired:
+            where += " AND (m.expires IS NULL OR m.expires >= ?)"
+            parameters.append(today(self.clock()))
+        if condition is not None:
+            sql, more = condition.sql()
+            where += f" AND ({sql})"
+            parameters += more
+        return [
+            row[0]
+            for row in self._rows(f"SELECT m.rowid FROM memories m WHERE {where}", parameters)
+        ]
+
+    def index_rows(self, rows: Sequence[int]) -> list[IndexRow]:
+        """What the index needs of some rows; rows that are gone are left out."""
+        found: list[IndexRow] = []
+        for start in range(0, len(rows), _BATCH):
+            part = rows[start : start + _BATCH]
+            marks = ",".join("?" * len(part))
+            found += [
+                IndexRow(row, _scope(user, agent, run), text, vector)
+                for row, user, agent, run, text, vector in self._rows(
+                    "SELECT m.rowid, m.user_id, m.agent_id, m.run_id, m.text, v.vector"
+                    f" FROM memories m JOIN vectors v USING (rowid) WHERE m.rowid IN ({marks})",
+                    part,
+                )
+            ]
+        return found
+
+    def all_index_rows(self, batch: int = _BATCH) -> Iterator[list[IndexRow]]:
+        """What the index needs of everything, in batches by ascending row."""
+        last = 0
+        while True:
+            rows = self._rows(
+                "SELECT m.rowid, m.user_id, m.agent_id, m.run_id, m.text, v.vector"
+                " FROM memories m JOIN vectors v USING (rowid)"
+                " WHERE m.rowid > ? ORDER BY m.rowid LIMIT ?",
+                (last, batch),
+            )
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield [IndexRow(row, _scope(u, a, r), text, v) for row, u, a, r, text, v in rows]
+
+    def changes_after(self, seq: int) -> list[tuple[int, int, bool]]:
+        """Changes after a sequence number, in order: (seq, row, deleted)."""
+        return [
+            (s, row, bool(deleted))
+            for s, row, deleted in self._rows(
+                "SELECT seq, memory, deleted FROM changes WHERE seq > ? ORDER BY seq", (seq,)
+            )
+        ]
+
+    def last_seq(self) -> int:
+        """The newest sequence number that was ever given, 0 where none was."""
+        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name = 'changes'")
+        return int(rows[0][0]) if rows else 0
+
+    def reply_of(self, key: IdempotencyKey) -> list[AddResult] | None:
+        """The stored reply of a key that was used before, texts read anew; None where it is new.
+
+        Raises:
+            IdempotencyConflictError: It came with another body then.
+        """
+        rows = self._rows(
+            "SELECT rowid, digest FROM idempotency"
+            " WHERE method = ? AND path = ? AND scope = ? AND key = ? AND at > ?",
+            (key.method, key.path, key.scope, key.key, self.clock() - IDEMPOTENCY_DAYS * _DAY),
+        )
+        if not rows:
+            return None
+        row, digest = rows[0]
+        if digest is not None and digest != key.body_digest:
+            raise conflicting_key()
+        return [
+            AddResult(memory_id, text, event)
+            for memory_id, text, event in self._rows(
+                "SELECT r.memory_id, m.text, r.event FROM replies r"
+                " JOIN memories m ON m.id = r.memory_id WHERE r.key = ? ORDER BY r.position",
+                (row,),
+            )
+        ]
+
+    # -- writing (the writer's thread only) ----------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One transaction of the writer, rolled back on any error."""
+        db = self._writer
+        count = self._count
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+        except BaseException as error:
+            self._count = count
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise translate(error, self.path) from None
+            raise
+
+    @contextmanager
+    def part(self) -> Iterator[Change]:
+        """One caller's changes within the transaction: all of them, or none."""
+        db = self._writer
+        count = self._count
+        db.execute("SAVEPOINT part")
+        try:
+            change = Change(self, db, self._terms_of)
+            yield change
+            change.finish()
+            db.execute("RELEASE part")
+        except BaseException:
+            self._count = count
+            if db.in_transaction:
+                db.execute("ROLLBACK TO part")
+                db.execute("RELEASE part")
+            raise
+        self._count += change.added - change.removed
+
+    def set_meta(self, db: sqlite3.Connection, key: str, value: str | None) -> None:
+        """Write or remove a value of the ``meta`` table."""
+        if value is None:
+            db.execute("DELETE FROM meta WHERE key = ?", (key,))
+        else:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def recount_terms(self, terms_of: Callable[[str], Sequence[int]]) -> None:
+        """Make the document frequencies anew (after a change of tokenizer)."""
+        counts: Counter[int] = Counter()
+        for batch in self.all_index_rows():
+            for row in batch:
+                counts.update(terms_of(row.text))
+        with self.transaction() as db:
+            db.execute("DELETE FROM terms")
+            db.executemany("INSERT INTO terms VALUES (?, ?)", counts.items())
+
+    def forget_changes(self, up_to: int) -> None:
+        """Drop change log entries that the index holds for good."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM changes WHERE seq <= ?", (up_to,))
+            self.set_meta(db, "indexed_seq", str(up_to))
+            db.execute(
+                "DELETE FROM idempotency WHERE at <= ?",
+                (self.clock() - IDEMPOTENCY_DAYS * _DAY,),
+            )
+
+    def vacuum(self) -> None:
+        """Write the file anew without what was deleted, and empty the write-ahead log.
+
+        ``secure_delete`` alone was seen to leave rows behind.
+        """
+        try:
+            self._writer.execute("VACUUM")
+            busy = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from None
+        if busy:
+            raise StorageError(
+                f"the write-ahead log of {self.path} is in use by a reader",
+                hint="try again: pikuri-memory purge",
+            )
+
+
+class Change:
+    """Changes that belong together, made by the writer inside :meth:`Records.part`."""
+
+    def __init__(
+        self, records: Records, db: sqlite3.Connection, terms_of: Callable[[str], Sequence[int]]
+    ) -> None:
+        self._records = records
+        self._db = db
+        self._terms_of = terms_of
+        self._terms: Counter[int] = Counter()
+        self.added = 0
+        self.removed = 0
+        self.rows: dict[int, bool] = {}
+        """Rows that changed, True where they were deleted, in order."""
+
+    def finish(self) -> None:
+        """Write what is written once for all: document frequencies and the change log."""
+        db = self._db
+        db.executemany(
+            "INSERT INTO terms VALUES (?, ?)"
+            " ON CONFLICT (term) DO UPDATE SET documents = documents + excluded.documents",
+            [(term, n) for term, n in self._terms.items() if n > 0],
+        )
+        lost = [(-n, term) for term, n in self._terms.items() if n < 0]
+        if lost:
+            db.executemany("UPDATE terms SET documents = documents - ? WHERE term = ?", lost)
+            db.executemany(
+                "DELETE FROM terms WHERE term = ? AND documents <= 0", [(t,) for _, t in lost]
+            )
+        db.executemany(
+            "INSERT INTO changes (memory, deleted) VALUES (?, ?)",
+            [(row, int(deleted)) for row, deleted in self.rows.items()],
+        )
+
+    def _log(self, memory_id: str, event: Event, old: str | None, new: str | None, at: int) -> None:
+        self._db.execute(
+            "INSERT INTO history (id, memory_id, event, old_text, new_text, at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (str(uuid.uuid4()), memory_id, event, old, new, at),
+        )
+
+    def find(self, scope: Scope, digest: bytes) -> tuple[str, str] | None:
+        """Id and text of the memory of exactly this scope that says the same and is not expired."""
+        now = today(self._records.clock())
+        row: tuple[str, str] | None = self._db.execute(
+            "SELECT id, text FROM memories WHERE user_id = ? AND agent_id = ? AND run_id = ?"
+            " AND digest = ? AND (expires IS NULL OR expires >= ?)",
+            (*_key(scope), digest, now),
+        ).fetchone()
+        return row
+
+    def add(self, new: NewMemory, vector: bytes) -> AddResult:
+        """Store a memory, unless its scope has one that says the same.
+
+        Args:
+            new: The memory.
+            vector: Little-endian float32 values.
+        """
+        db = self._db
+        digest = text_digest(new.text)
+        known = self.find(new.scope, digest)
+        if known is not None:
+            return AddResult(known[0], known[1], "NONE")
+        memory_id = new.id or str(uuid.uuid4())
+        if new.id is not None:
+            row = db.execute("SELECT text FROM memories WHERE id = ?", (new.id,)).fetchone()
+            if row is not None:
+                return AddResult(new.id, row[0], "NONE")
+        now = self._records.clock()
+        created = now if new.created_at is None else new.created_at
+        updated = created if new.updated_at is None else new.updated_at
+        # An expired memory that says the same gives way.
+        db.execute(
+            "UPDATE memories SET digest = NULL WHERE user_id = ? AND agent_id = ? AND run_id = ?"
+            " AND digest = ?",
+            (*_key(new.scope), digest),
+        )
+        cursor = db.execute(
+            "INSERT INTO memories (id, user_id, agent_id, run_id, text, digest, metadata,"
+            " created_at, updated_at, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                memory_id,
+                *_key(new.scope),
+                new.text,
+                digest,
+                _json(new.metadata),
+                created,
+                updated,
+                None if new.expiration_date is None else new.expiration_date.isoformat(),
+            ),
+        )
+        row = int(cursor.lastrowid or 0)
+        db.execute("INSERT INTO vectors VALUES (?, ?)", (row, vector))
+        if new.history:
+            db.execute("DELETE FROM history WHERE memory_id = ?", (memory_id,))
+            for entry in new.history:
+                self._log(memory_id, entry.event, entry.old_text, entry.new_text, entry.at)
+        else:
+            self._log(memory_id, "ADD", None, new.text, created)
+        self._terms.update(self._terms_of(new.text))
+        self.rows[row] = False
+        self.added += 1
+        return AddResult(memory_id, new.text, "ADD")
+
+    def update(
+        self,
+        memory_id: str,
+        *,
+        text: str | Unset,
+        vector: bytes | None,
+        metadata: Mapping[str, Any] | Unset,
+        expiration_date: date | Unset | None,
+    ) -> None:
+        """Change a memory.
+
+        Args:
+            memory_id: Which.
+            text: New text; ``vector`` comes with it.
+            vector: Little-endian float32 values of the new text.
+            metadata: Replaces the metadata.
+            expiration_date: New last day; None for ever.
+
+        Raises:
+            MemoryNotFoundError: There is none of that id.
+            DuplicateTextError: Another one of its scope says the same.
+        """
+        db = self._db
+        found = db.execute(
+            "SELECT rowid, text, user_id, agent_id, run_id FROM memories WHERE id = ?",
+            (memory_id,),
+        ).fetchone()
+        if found is None:
+            raise _unknown(memory_id)
+        row, old, *ids = found
+        now = self._records.clock()
+        if not isinstance(expiration_date, Unset):
+            expires = None if expiration_date is None else expiration_date.isoformat()
+            db.execute("UPDATE memories SET expires = ? WHERE rowid = ?", (expires, row))
+        if not isinstance(metadata, Unset):
+            db.execute("UPDATE memories SET metadata = ? WHERE rowid = ?", (_json(metadata), row))
+        if not isinstance(text, Unset) and text != old:
+            digest = text_digest(text)
+            other = self.find(_scope(*ids), digest)
+            if other is not None and other[0] != memory_id:
+                raise DuplicateTextError(
+                    f"memory {other[0]} of the same scope says the same already",
+                    hint=f"pikuri-memory delete {memory_id}",
+                )
+            db.execute(
+                "UPDATE memories SET digest = NULL WHERE user_id = ? AND agent_id = ?"
+                " AND run_id = ? AND digest = ?",
+                (*ids, digest),
+            )
+            db.execute(
+                "UPDATE memories SET text = ?, digest = ? WHERE rowid = ?", (text, digest, row)
+            )
+            db.execute("UPDATE vectors SET vector = ? WHERE rowid = ?", (vector, row))
+            self._terms.subtract(self._terms_of(old))
+            self._terms.update(self._terms_of(text))
+            self.rows[row] = False
+        new = old if isinstance(text, Unset) else text
+        db.execute("UPDATE memories SET updated_at = ? WHERE rowid = ?", (now, row))
+        self._log(memory_id, "UPDATE", old, new, now)
+
+    def delete(self, memory_id: str) -> None:
+        """Forget a memory: its row, its texts in the history, recent messages, stored replies.
+
+        Raises:
+            MemoryNotFoundError: There is none of that id.
+        """
+        found = self._db.execute(
+            "SELECT rowid, id, text, user_id, agent_id, run_id FROM memories WHERE id = ?",
+            (memory_id,),
+        ).fetchone()
+        if found is None:
+            raise _unknown(memory_id)
+        self._forget([found])
+
+    def delete_scope(self, scope: Scope) -> int:
+        """Forget every memory of a scope, and its recent messages. Returns how many."""
+        where, parameters = _where(scope.required())
+        rows = self._db.execute(
+            "SELECT m.rowid, m.id, m.text, m.user_id, m.agent_id, m.run_id FROM memories m"
+            f" WHERE {where}",
+            parameters,
+        ).fetchall()
+        self._forget(rows)
+        self._db.execute(f"DELETE FROM messages AS m WHERE {where}", parameters)
+        return len(rows)
+
+    def _forget(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        db = self._db
+        now = self._records.clock()
+        for row, memory_id, text, *ids in rows:
+            db.execute("DELETE FROM memories WHERE rowid = ?", (row,))
+            db.execute("DELETE FROM vectors WHERE rowid = ?", (row,))
+            db.execute(
+                "UPDATE history SET old_text = NULL, new_text = NULL WHERE memory_id = ?",
+                (memory_id,),
+            )
+            self._log(memory_id, "DELETE", None, None, now)
+            db.execute(
+                "UPDATE idempotency SET digest = NULL WHERE rowid IN"
+                " (SELECT key FROM replies WHERE memory_id = ?)",
+                (memory_id,),
+            )
+            db.execute("DELETE FROM replies WHERE memory_id = ?", (memory_id,))
+            db.execute(
+                "DELETE FROM messages WHERE user_id = ? AND agent_id = ? AND run_id = ?", ids
+            )
+            self._terms.subtract(self._terms_of(text))
+            self.rows[row] = True
+            self.removed += 1
+        if self.removed:
+            self._records.set_meta(db, "purge_due", str(now))
+
+    def remember(self, messages: Sequence[Message], scope: Scope) -> None:
+        """Keep the most recent messages of a scope, for extraction."""
+        db = self._db
+        now = self._records.clock()
+        db.executemany(
+            "INSERT INTO messages (user_id, agent_id, run_id, role, content, at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [(*_key(scope), m.role, m.content, now) for m in messages[-RECENT_MESSAGES:]],
+        )
+        db.execute(
+            "DELETE FROM messages WHERE user_id = ?1 AND agent_id = ?2 AND run_id = ?3"
+            " AND rowid NOT IN (SELECT rowid FROM messages WHERE user_id = ?1 AND agent_id = ?2"
+            " AND run_id = ?3 ORDER BY rowid DESC LIMIT ?4)",
+            (*_key(scope), RECENT_MESSAGES),
+        )
+
+    def spend(self, key: IdempotencyKey, results: Sequence[AddResult]) -> None:
+        """Store the reply of a key, ids only, in the same transaction as what it did."""
+        db = self._db
+        db.execute(
+            "DELETE FROM idempotency WHERE method = ? AND path = ? AND scope = ? AND key = ?",
+            (key.method, key.path, key.scope, key.key),
+        )
+        row = db.execute(
+            "INSERT INTO idempotency (method, path, scope, key, digest, at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (key.method, key.path, key.scope, key.key, key.body_digest, self._records.clock()),
+        ).lastrowid
+        db.executemany(
+            "INSERT INTO replies VALUES (?, ?, ?, ?)",
+            [(row, i, result.id, result.event) for i, result in enumerate(results)],
+        )
+
+    def reset(self) -> None:
+        """Forget everything, spent keys and history included."""
+        db = self._db
+        self.removed = self._records.count
+        for table in [
+            "memories",
+            "vectors",
+            "history",
+            "messages",
+            "replies",
+            "idempotency",
+            "terms",
+            "changes",
+        ]:
+            db.execute(f"DELETE FROM {table}")
+        self._records.set_meta(db, "purge_due", str(self._records.clock()))
+
+
+def _unknown(memory_id: str) -> MemoryNotFoundError:
+    shown = memory_id if len(memory_id) <= 64 and memory_id.isprintable() else "of that id"
+    return MemoryNotFoundError(
+        f"there is no memory {shown}", hint="see `pikuri-memory list --user NAME` for the ids"
+    )
+
+
+def conflicting_key() -> IdempotencyConflictError:
+    """The error for a key that comes again with another body."""
+    return IdempotencyConflictError(
+        "this Idempotency-Key was used with another body",
+        hint="use a new key for a new request",
+    )
+
+
+def _json(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _write_cursor(created_at: int, row: int) -> str:
+    return base64.urlsafe_b64encode(f"{created_at}:{row}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> list[int]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        created, _, row = base64.urlsafe_b64decode(padded.encode("ascii")).decode().partition(":")
+        values = [int(created), int(row)]
+        if any(abs(value) >= 2**63 for value in values):
+            raise ValueError
+        return values
+    except (ValueError, binascii.Error):
+        raise InvalidRequestError(
+            "cursor is not one that this server gave",
+            hint="use the value of `next` from the page before, unchanged",
+        ) from None
