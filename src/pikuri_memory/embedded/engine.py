@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pikuri_memory import process
-from pikuri_memory.embedded import exact, ranking
+from pikuri_memory.embedded import exact, ranking, rebuild
 from pikuri_memory.embedded.generations import Expected, Generations
 from pikuri_memory.embedded.index import Candidate, Index, Point, Tokenizer
 from pikuri_memory.embedded.model import (
@@ -69,6 +69,9 @@ FLUSH_CHANGES: Final = 1000
 FLUSH_SECONDS: Final = 30.0
 FEW_ROWS: Final = 1000
 """Up to so many rows a filter's result goes to the index as ids; more are scored exactly."""
+
+QUICK_REBUILD: Final = 20_000
+"""Up to so many memories an index is made anew within a second, so also while stopping."""
 
 CACHED_QUERIES: Final = 512
 EMBED_BATCH: Final = 32
@@ -349,6 +352,17 @@ class Engine:
         if self._index is not None and not self._rebuilding:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._rebuild)
 
+    def _purge_index(self) -> None:
+        """At the end: make the index anew where that is quick, else leave it to the next start."""
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        self._generations.abandon()
+        if self._records.count <= QUICK_REBUILD:
+            directory = self._generations.next_directory()
+            rebuild.build(self._paths.record, directory, self._language, self._embedder.dimensions)
+            self._put_in_place(Index.load(directory), directory)
+
     # -- life --------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -364,10 +378,7 @@ class Engine:
         try:
             if self._records.meta("purge_due") is not None:
                 self._purge_record()
-                if self._index is not None:
-                    self._index.close()
-                    self._index = None
-                self._generations.abandon()
+                self._purge_index()
             if self._index is not None:
                 seq = self._records.last_seq()
                 self._records.forget_changes(seq)

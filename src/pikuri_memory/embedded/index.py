@@ -15,6 +15,7 @@ A point holds a dense vector, term weights and the scope ids, never text. Facts 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from pikuri_memory.record import Scope
 
 DENSE: Final = "d"
 TERMS: Final = "t"
+_DIGITS: Final = re.compile(r"\d+")
 UPSERT_BATCH: Final = 64
 """Points an upsert: 1 ms at 100,000 points, far below the 20 ms that a call may take."""
 
@@ -69,7 +71,7 @@ class Tokenizer:
         if language == "english":
             custom |= _QUESTION_WORDS
         stop_words = edge.StopwordsSet(languages=None if known is None else {known}, custom=custom)
-        self._encoder = edge.Bm25(
+        self._words = edge.Bm25(
             edge.Bm25Config(
                 k=BM25_K,
                 b=BM25_B,
@@ -81,9 +83,21 @@ class Tokenizer:
                 stopwords=stop_words,
             )
         )
+        # The multilingual tokenizer drops numbers: "B12", "9:40" or a house number would find
+        # nothing. Another one hashes them in the same way.
+        self._numbers = edge.Bm25(
+            edge.Bm25Config(
+                k=BM25_K,
+                b=BM25_B,
+                avg_len=BM25_LENGTH,
+                tokenizer=edge.TokenizerType.Word,
+                stemmer=edge.DisabledStemmer(),
+                stopwords=edge.StopwordsSet(),
+            )
+        )
         self.fingerprint = "/".join(
             (
-                f"bm25 {BM25_K} {BM25_B} {BM25_LENGTH}",
+                f"bm25 and numbers {BM25_K} {BM25_B} {BM25_LENGTH}",
                 language,
                 f"{len(custom)}",
                 f"qdrant-edge-py {metadata.version('qdrant-edge-py')}",
@@ -92,12 +106,24 @@ class Tokenizer:
 
     def document(self, text: str) -> Terms:
         """Terms of a memory's text."""
-        sparse = self._encoder.embed_document(text)
-        return Terms(sparse.indices, sparse.values)
+        words = self._words.embed_document(text)
+        numbers = _numbers(text)
+        if not numbers:
+            return Terms(words.indices, words.values)
+        more = self._numbers.embed_document(numbers)
+        return Terms([*words.indices, *more.indices], [*words.values, *more.values])
 
     def ids(self, text: str) -> list[int]:
         """Term ids of a text, each once."""
-        return self._encoder.embed_query(text).indices
+        ids = self._words.embed_query(text).indices
+        if numbers := _numbers(text):
+            ids = [*ids, *self._numbers.embed_query(numbers).indices]
+        return ids
+
+
+def _numbers(text: str) -> str:
+    """The runs of digits of a text, in ASCII, with spaces between."""
+    return " ".join(str(int(run)) if len(run) < 19 else run for run in _DIGITS.findall(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +242,9 @@ class Index:
     ) -> list[Candidate]:
         """The union of the nearest vectors and the best covered terms within a scope.
 
-        One ``query_batch``: the dense list, the sparse list, and the sparse list scored again by
-        the vector, so that every candidate has its true cosine.
+        One ``query_batch``: the dense list, the sparse list, and each of them scored again by the
+        other's query, so that every candidate has its true cosine and its true coverage (a list
+        that is full says nothing about those that are not in it).
 
         Args:
             vector: Of the query, shape (dimensions,).
@@ -249,19 +276,21 @@ class Index:
                     query=near,
                     prefetches=[edge.Prefetch(limit=limit, query=covered, filter=where)],
                 ),
+                edge.QueryRequest(
+                    limit=limit,
+                    query=covered,
+                    prefetches=[edge.Prefetch(limit=limit, query=near, filter=where)],
+                ),
             ]
         with self._lock:
             lists = self._shard.query_batch(edge.QueryBatchRequest(requests))
         found: dict[int, Candidate] = {}
-        for hit in lists[0]:
-            row = int(hit.id)
-            found[row] = Candidate(row, hit.score, 0.0)
-        if terms:
-            for hit in lists[2]:
+        for hits in (lists[0], lists[2]) if terms else (lists[0],):
+            for hit in hits:
                 row = int(hit.id)
-                if row not in found:
-                    found[row] = Candidate(row, hit.score, 0.0)
-            for hit in lists[1]:
+                found[row] = Candidate(row, hit.score, 0.0)
+        for hits in lists[1::2]:
+            for hit in hits:
                 candidate = found.get(int(hit.id))
                 if candidate is not None:
                     candidate.coverage = hit.score
