@@ -1,0 +1,1 @@
+"""What turns texts into vectors: the built-in embedder and the user's router."""
