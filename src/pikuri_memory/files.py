@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 def write_private(path: Path, text: str) -> None:
@@ -63,3 +64,32 @@ def _scratch(path: Path, text: str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             scratch.unlink()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file to write to (mode 0600, UTF-8) that takes its name only when it is complete.
+
+    What is no regular file, such as a pipe, is written to directly.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        with open(path, "w", encoding="utf-8") as direct:
+            yield direct
+        return
+    # The file itself, where the name is a link to it.
+    path = path.resolve()
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            scratch.unlink()
+    sync_directory(path.parent)

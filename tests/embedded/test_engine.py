@@ -37,8 +37,8 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     opened.close()
 
 
-def texts_of(engine: Engine, scope: Scope = ANNA, **options: bool) -> list[str]:
-    return [memory.text for memory in engine.page(scope, limit=1000, **options)[0]]
+def texts_of(engine: Engine, scope: Scope = ANNA, *, show_expired: bool = False) -> list[str]:
+    return [memory.text for memory in engine.page(scope, limit=1000, show_expired=show_expired)[0]]
 
 
 async def found(engine: Engine, text: str, scope: Scope = ANNA, **options: object) -> list[str]:
@@ -381,6 +381,16 @@ async def test_a_batch_keeps_ids_dates_and_metadata(engine: Engine) -> None:
     assert (memory.created_at, memory.updated_at) == (item.created_at, item.updated_at)
     [again] = await engine.add_batch([item], idempotency=None)
     assert again.event == "NONE"
+
+
+async def test_an_imported_id_that_is_another_s_loses_nothing(engine: Engine) -> None:
+    [mine] = await keep(engine, "I like tea")
+    items = [NewMemory("I like jam", BEN, id=mine.id), NewMemory("I like ham", ANNA, id=mine.id)]
+    other, same = await engine.add_batch(items, idempotency=None)
+    assert (other.event, engine.get(other.id).text) == ("ADD", "I like jam")
+    assert other.id != mine.id
+    # The same memory of the same scope, changed since: what it says now stays.
+    assert (same.event, same.id, same.text) == ("NONE", mine.id, "I like tea")
 
 
 async def test_everything_is_there_after_a_clean_restart(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -15,6 +16,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -75,7 +77,25 @@ QUICK_REBUILD: Final = 20_000
 
 CACHED_QUERIES: Final = 512
 EMBED_BATCH: Final = 32
-RETRY_REBUILD_SECONDS: Final = 30.0
+
+INDEX_ROOM: Final = 16 * 2**20
+"""Bytes of free disk below which the index is left alone: it writes into mapped files, and where
+the disk is full, that kills the process. Searches are scored exactly until there is room again."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the background work is done; other than usual only in tests.
+
+    Attributes:
+        flush_changes: Changes after which the index is flushed.
+        flush_seconds: Seconds after which it is flushed, and a purge that is due is made.
+        retry_seconds: Seconds until a rebuild that failed is tried again.
+    """
+
+    flush_changes: int = FLUSH_CHANGES
+    flush_seconds: float = FLUSH_SECONDS
+    retry_seconds: float = 30.0
 
 
 class Engine:
@@ -88,6 +108,7 @@ class Engine:
         free_space_reserve: Bytes of free disk below which writes are refused.
         purge_seconds: Age at which erased text is purged from the disk.
         observer: Told of every phase.
+        pace: When the background work is done.
         clock: Microseconds since the epoch.
 
     Raises:
@@ -103,6 +124,7 @@ class Engine:
         free_space_reserve: int = 0,
         purge_seconds: float = 86_400.0,
         observer: Observer | None = None,
+        pace: Pace | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._paths = paths
@@ -111,6 +133,7 @@ class Engine:
         self._reserve = free_space_reserve
         self._purge_seconds = purge_seconds
         self._observer = observer or Unobserved()
+        self._pace = pace or Pace()
         self._observer.enter("start")
         self._tokenizer = Tokenizer(language)
         self._records = Records(paths.record, terms_of=self._tokenizer.ids, clock=clock or Clock())
@@ -180,9 +203,16 @@ class Engine:
             self._rebuild_wanted.set()
 
     def _install_empty(self) -> None:
-        directory = self._generations.next_directory()
-        fresh = Index.create(directory, self._embedder.dimensions)
-        self._put_in_place(fresh, directory)
+        """An index without points; where that fails, one is made in the background."""
+        if not self._has_room():
+            self._do_without("the disk is nearly full")
+            return
+        try:
+            directory = self._generations.next_directory()
+            fresh = Index.create(directory, self._embedder.dimensions)
+            self._put_in_place(fresh, directory)
+        except Exception as error:
+            self._drop_index(error)
 
     def _put_in_place(self, fresh: Index, directory: Path) -> None:
         """Switch to another index, durably, and remove the one before."""
@@ -190,9 +220,16 @@ class Engine:
         self._generations.switch(directory, self._fingerprint)
         old, self._index = self._index, fresh
         self._unflushed = 0
+        # The new one counts from here on, whatever happens to the old one.
         if old is not None:
-            old.close()
+            try:
+                old.close()
+            except Exception as error:
+                log.warning("the index before could not be closed (%s)", _reason(error))
         self._generations.remove_others(directory)
+
+    def _has_room(self) -> bool:
+        return shutil.disk_usage(self._paths.root).free >= INDEX_ROOM
 
     def _apply(self, changed: Mapping[int, bool]) -> None:
         """Bring committed changes into the index. Never raises: the record has them already."""
@@ -201,12 +238,19 @@ class Engine:
             return
         self._observer.enter("index")
         try:
+            if not self._has_room():
+                self._do_without("the disk is nearly full")
+                return
             self._apply_to(index, changed)
-            self._unflushed += len(changed)
-            if self._unflushed >= FLUSH_CHANGES:
-                self._flush()
         except Exception as error:
             self._drop_index(error)
+            return
+        self._unflushed += len(changed)
+        if self._unflushed >= self._pace.flush_changes:
+            try:
+                self._flush()
+            except Exception as error:  # of the record: the next flush tries again
+                log.warning("the change log could not be cut (%s)", _reason(error))
 
     def _apply_to(self, index: Index, changed: Mapping[int, bool]) -> None:
         gone = [row for row, deleted in changed.items() if deleted]
@@ -222,8 +266,11 @@ class Engine:
             )
 
     def _drop_index(self, error: Exception) -> None:
+        self._do_without(f"the index failed: {type(error).__name__}")
+
+    def _do_without(self, why: str) -> None:
         """Do without the index until a new one is made; searches are scored exactly meanwhile."""
-        log.error("the index failed (%s); it is made anew", type(error).__name__)
+        log.error("%s; the index is made anew", why)
         self._index = None
         self._rebuild_wanted.set()
 
@@ -246,7 +293,7 @@ class Engine:
     def _tend(self) -> None:
         """The background thread: flushes, rebuilds, purges."""
         while not self._stopping.is_set():
-            wanted = self._rebuild_wanted.wait(FLUSH_SECONDS)
+            wanted = self._rebuild_wanted.wait(self._pace.flush_seconds)
             if self._stopping.is_set():
                 return
             try:
@@ -263,27 +310,46 @@ class Engine:
                 if self._stopping.is_set():
                     return
                 log.error("making the index failed (%s); trying again", _reason(error))
-                self._stopping.wait(RETRY_REBUILD_SECONDS)
+                self._stopping.wait(self._pace.retry_seconds)
                 self._rebuild_wanted.set()
 
     def _rebuild(self) -> None:
         """Make a new index in a child process while the old one answers, then switch."""
-        self._observer.enter("rebuild")
         with self._rebuild_lock:
+            if not self._has_room():
+                raise DiskFullError(
+                    f"less than {INDEX_ROOM // 2**20} MiB are free on the disk of"
+                    f" {self._paths.root}, too little to make the index anew",
+                    hint=f"free some space: df -h {self._paths.root}",
+                )
             # The change log must be whole from before the child reads until the switch.
             self._rebuilding = True
+            self._observer.enter("rebuild")
             directory = self._generations.next_directory()
             output = directory.with_suffix(".log")
             try:
                 seq = self._build(directory, output)
                 self._writer.run(partial(self._switch, directory, seq)).result()
             except BaseException:
-                shutil.rmtree(directory, ignore_errors=True)
+                if not self._generations.is_current(directory):
+                    shutil.rmtree(directory, ignore_errors=True)
                 raise
             finally:
                 output.unlink(missing_ok=True)
                 self._rebuilding = False
                 self._observer.enter("idle")
+
+    def _rebuild_surely(self) -> None:
+        """As :meth:`_rebuild`; a reset meanwhile makes one fail that it overtakes."""
+        for attempt in range(3):
+            try:
+                self._rebuild()
+                return
+            except DiskFullError:
+                raise
+            except StorageError:
+                if attempt == 2:
+                    raise
 
     def _build(self, directory: Path, output: Path) -> int:
         """Run the child; returns the sequence number up to which its index is complete."""
@@ -296,6 +362,7 @@ class Engine:
                 str(directory),
                 self._language,
                 str(self._embedder.dimensions),
+                str(os.getpid()),
             ],
             output=output,
         )
@@ -305,6 +372,9 @@ class Engine:
                 raise ServerUnavailableError("the server is stopping", hint="start it again")
         printed = output.read_text().strip()
         if child.poll() != 0 or not printed.isdigit():
+            # The type of the exception; what follows the colon might quote something.
+            last = printed.rpartition("\n")[2].partition(":")[0]
+            log.error("making the index ended with code %s: %.80s", child.poll(), last)
             raise StorageError(
                 f"the process that makes the index ended with code {child.poll()}",
                 hint=f"see {self._paths.server_log}; the free space: df -h {self._paths.root}",
@@ -314,6 +384,7 @@ class Engine:
     def _switch(self, directory: Path, seq: int) -> None:
         """In the writer's thread: bring the new index up to date and put it in place."""
         self._observer.enter("switch")
+        done = self._records.last_seq()
         fresh = Index.load(directory)
         latest: dict[int, bool] = {}
         for _, row, deleted in self._records.changes_after(seq):
@@ -323,7 +394,6 @@ class Engine:
         if found != self._records.count:
             fresh.close()
             raise StorageError(f"a new index has {found} points for {self._records.count} memories")
-        done = self._records.last_seq()
         self._put_in_place(fresh, directory)
         self._records.forget_changes(done)
 
@@ -349,8 +419,8 @@ class Engine:
         """
         self._check_space()
         await asyncio.wrap_future(self._writer.run(self._purge_record))
-        if self._index is not None and not self._rebuilding:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._rebuild)
+        if self._index is not None or self._rebuilding:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._rebuild_surely)
 
     def _purge_index(self) -> None:
         """At the end: make the index anew where that is quick, else leave it to the next start."""
@@ -376,10 +446,12 @@ class Engine:
         self._writer.close()
         self._threads.shutdown()
         try:
+            room = self._has_room()
             if self._records.meta("purge_due") is not None:
                 self._purge_record()
-                self._purge_index()
-            if self._index is not None:
+                if room:
+                    self._purge_index()
+            if self._index is not None and room:
                 seq = self._records.last_seq()
                 self._records.forget_changes(seq)
                 self._generations.close(self._index, self._expected())
@@ -619,9 +691,9 @@ class Engine:
         """In the writer's thread, after a reset."""
         self._vectors.clear()
         self._install_empty()
-        # Whatever was added since the reset was committed is still to be indexed.
-        if self._records.count:
-            self._rebuild_wanted.set()
+        # Whatever was added since the reset was committed is in the old index only.
+        for batch in self._records.all_index_rows():
+            self._apply({row.row: False for row in batch})
         self._purge_record()
 
     # -- reading -----------------------------------------------------------------------------------
@@ -693,7 +765,8 @@ class Engine:
         frequencies = self._records.document_frequencies(terms) if terms else {}
         weights = ranking.query_weights(terms, frequencies, self._records.count)
         candidates = self._candidates(query, vector, terms, weights)
-        best = ranking.shortlist(candidates, query.top_k)
+        level = ranking.background(candidates)
+        best = ranking.shortlist(candidates, query.top_k, ranking.word_share(level))
         memories = self._records.by_rows([candidate.row for _, candidate in best])
         hits: list[tuple[float, int, Candidate, StoredMemory]] = []
         wanted = query.scope.as_dict().items()
@@ -710,7 +783,9 @@ class Engine:
             Hit(
                 memory,
                 score,
-                self._explain(query, candidate, memory, terms, weights) if query.explain else None,
+                self._explain(query, candidate, level, memory, terms, weights)
+                if query.explain
+                else None,
             )
             for score, _, candidate, memory in hits[: query.top_k]
         ]
@@ -749,7 +824,6 @@ class Engine:
             terms,
             weights,
             self._tokenizer.document,
-            ranking.score,
             limit=limit,
         )
 
@@ -757,11 +831,16 @@ class Engine:
         self,
         query: SearchQuery,
         candidate: Candidate,
+        level: float,
         memory: StoredMemory,
         terms: Sequence[int],
         weights: Sequence[float],
     ) -> dict[str, Any]:
-        """The parts of a score. Terms are shown as the words of the question they come from."""
+        """The parts of a score. Terms are shown as the words of the question they come from.
+
+        The score is the sum of cosine (0 where it is below) and coverage, each times its weight.
+        """
+        share = ranking.word_share(level)
         document = self._tokenizer.document(memory.text)
         held = dict(zip(document.ids, document.weights, strict=True))
         words: dict[int, str] = {}
@@ -771,8 +850,9 @@ class Engine:
         return {
             "cosine": round(candidate.cosine, 6),
             "coverage": round(min(candidate.coverage, 1.0), 6),
-            "weights": {"cosine": ranking.COSINE_WEIGHT, "coverage": ranking.COVERAGE_WEIGHT},
-            "unrounded_score": round(ranking.score(candidate.cosine, candidate.coverage), 6),
+            "background": round(level, 6),
+            "weights": {"cosine": round(1.0 - share, 6), "coverage": round(share, 6)},
+            "unrounded_score": round(ranking.score(candidate.cosine, candidate.coverage, share), 6),
             "terms": [
                 {
                     "term": words.get(term, f"#{term}"),

@@ -25,11 +25,10 @@ def candidates(
     terms: Sequence[int],
     weights: Sequence[float],
     document: Callable[[str], Terms],
-    score: Callable[[float, float], float],
     *,
     limit: int,
 ) -> list[Candidate]:
-    """The best of some rows, scored by the record's own vectors and texts.
+    """The union of the nearest and the best covered of some rows, as the index finds them.
 
     Args:
         rows: Rows of the record.
@@ -38,11 +37,11 @@ def candidates(
         terms: Term ids of the query.
         weights: One per term.
         document: The tokenizer for memories.
-        score: From cosine and coverage.
-        limit: Most candidates.
+        limit: Most candidates of each kind.
     """
     weight_of = dict(zip(terms, weights, strict=True))
-    best: list[Candidate] = []
+    nearest: list[Candidate] = []
+    covered: list[Candidate] = []
     for start in range(0, len(rows), BATCH):
         part = read(rows[start : start + BATCH])
         if not part:
@@ -53,8 +52,10 @@ def candidates(
             Candidate(row.row, float(cosine), coverage(document(row.text), weight_of))
             for row, cosine in zip(part, cosines, strict=True)
         ]
-        best = heapq.nlargest(limit, best + found, key=lambda c: score(c.cosine, c.coverage))
-    return best
+        nearest = heapq.nlargest(limit, nearest + found, key=lambda c: c.cosine)
+        covered += [candidate for candidate in found if candidate.coverage > 0.0]
+        covered = heapq.nlargest(limit, covered, key=lambda c: c.coverage)
+    return list({candidate.row: candidate for candidate in (*nearest, *covered)}.values())
 
 
 def coverage(document: Terms, weight_of: dict[int, float]) -> float:

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -151,8 +152,29 @@ class Candidate:
     coverage: float
 
 
+class IndexFailedError(Exception):
+    """The engine panicked. As it comes, a panic is a BaseException, past every ``except`` that
+    keeps the server alive without an index."""
+
+
+@contextmanager
+def _no_panics() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise IndexFailedError("the engine panicked") from None
+        raise
+
+
 class Index:
-    """One open shard. Safe for several threads; one call at a time."""
+    """One open shard. Safe for several threads; one call at a time.
+
+    Any method may raise: the engine has exceptions of its own, of many kinds, and
+    :class:`IndexFailedError`. Each means that the index is to be made anew.
+    """
 
     def __init__(self, shard: edge.EdgeShard) -> None:
         self._shard = shard
@@ -184,7 +206,8 @@ class Index:
     @classmethod
     def load(cls, directory: Path) -> Index:
         """The shard of a directory that was closed cleanly; the caller owns its lock."""
-        return cls(edge.EdgeShard.load(str(directory)))
+        with _no_panics():
+            return cls(edge.EdgeShard.load(str(directory)))
 
     def upsert(self, points: Sequence[Point]) -> None:
         """Insert or replace points."""
@@ -200,30 +223,30 @@ class Index:
                 )
                 for point in points[start : start + UPSERT_BATCH]
             ]
-            with self._lock:
+            with self._lock, _no_panics():
                 self._shard.update(edge.UpdateOperation.upsert_points(batch))
 
     def delete(self, rows: Sequence[int]) -> None:
         """Remove points; those that are not there do not matter."""
         for start in range(0, len(rows), UPSERT_BATCH):
-            with self._lock:
+            with self._lock, _no_panics():
                 self._shard.update(
                     edge.UpdateOperation.delete_points(list(rows[start : start + UPSERT_BATCH]))
                 )
 
     def count(self) -> int:
         """How many points there are, exactly."""
-        with self._lock:
+        with self._lock, _no_panics():
             return int(self._shard.count(edge.CountRequest(exact=True)))
 
     def flush(self) -> None:
         """Bring everything to the disk."""
-        with self._lock:
+        with self._lock, _no_panics():
             self._shard.flush()
 
     def close(self) -> None:
         """Flush and close; idempotent."""
-        with self._lock:
+        with self._lock, _no_panics():
             if self._open:
                 self._open = False
                 self._shard.flush()
@@ -282,7 +305,7 @@ class Index:
                     prefetches=[edge.Prefetch(limit=limit, query=near, filter=where)],
                 ),
             ]
-        with self._lock:
+        with self._lock, _no_panics():
             lists = self._shard.query_batch(edge.QueryBatchRequest(requests))
         found: dict[int, Candidate] = {}
         for hits in (lists[0], lists[2]) if terms else (lists[0],):

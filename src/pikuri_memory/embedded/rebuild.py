@@ -1,27 +1,48 @@
 """Makes an index from the record, in a process of its own, so that the server keeps answering.
 
-``python -m pikuri_memory.embedded.rebuild RECORD DIRECTORY LANGUAGE DIMENSIONS`` prints the
+``python -m pikuri_memory.embedded.rebuild RECORD DIRECTORY LANGUAGE DIMENSIONS PARENT`` prints the
 sequence number of the change log up to which the index is complete. Changes made meanwhile may or
 may not be in it; applying them again is harmless.
+
+It ends when the process PARENT is not its parent any more. Where the system kills it together with
+its parent (see :func:`pikuri_memory.process.spawn_child`), that closes the gap before it had asked
+the system to do so.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pikuri_memory.embedded.index import Index, Point, Tokenizer
 from pikuri_memory.embedded.records import Records
 
 
-def build(record: Path, directory: Path, language: str, dimensions: int) -> int:
-    """Make the index; returns the sequence number up to which it is complete."""
+def build(
+    record: Path,
+    directory: Path,
+    language: str,
+    dimensions: int,
+    wanted: Callable[[], bool] = lambda: True,
+) -> int:
+    """Make the index; returns the sequence number up to which it is complete.
+
+    Args:
+        record: The SQLite file.
+        directory: Where the index is made; nothing is there.
+        language: Of stop words and stemming.
+        dimensions: Of the vectors.
+        wanted: Asked before each batch; once it says no, the process ends.
+    """
     tokenizer = Tokenizer(language)
     records = Records(record, terms_of=None)
     seq = records.last_seq()
     index = Index.create(directory, dimensions)
     for batch in records.all_index_rows():
+        if not wanted():
+            sys.exit("the server is gone")
         index.upsert(
             [Point(row.row, row.vector, tokenizer.document(row.text), row.scope) for row in batch]
         )
@@ -32,9 +53,15 @@ def build(record: Path, directory: Path, language: str, dimensions: int) -> int:
 
 def main(arguments: list[str]) -> int:
     """The process."""
-    record, directory, language, dimensions = arguments
+    record, directory, language, dimensions, parent = arguments
+
+    def wanted() -> bool:
+        return os.getppid() == int(parent)
+
+    if not wanted():
+        return 1
     os.nice(5)  # searches that are answered meanwhile come first
-    print(build(Path(record), Path(directory), language, int(dimensions)))
+    print(build(Path(record), Path(directory), language, int(dimensions), wanted))
     return 0
 
 

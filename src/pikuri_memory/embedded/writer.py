@@ -38,7 +38,8 @@ class Writer:
         records: The record.
         committed: Called after each commit, in this thread, with the rows that changed (True:
             deleted) before anybody is told.
-        entering: Called with "commit" before and "idle" after each transaction.
+        entering: Called with "commit" before each transaction, and with "idle" after it and after
+            each task.
     """
 
     def __init__(
@@ -108,6 +109,8 @@ class Writer:
                     task.done.set_result(task.work())
                 except BaseException as error:
                     task.done.set_exception(error)
+                finally:
+                    self._entering("idle")
 
     def _transact(self, jobs: list[_Job[Any]]) -> None:
         results: list[tuple[_Job[Any], Any]] = []

@@ -1,0 +1,282 @@
+"""The server process: ``pikuri-memory serve``.
+
+It owns the data directory, answers on 127.0.0.1 and is its own keeper: when nobody holds a lease
+any more, it stops accepting, flushes and exits while it holds the lease lock exclusively.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pikuri_memory import discovery, lease, process
+from pikuri_memory._version import __version__
+from pikuri_memory.errors import (
+    DataDirectoryInUseError,
+    DiskFullError,
+    PikuriMemoryError,
+    PortInUseError,
+)
+from pikuri_memory.paths import DataPaths
+from pikuri_memory.settings import Settings
+
+if TYPE_CHECKING:
+    from pikuri_memory.embedded.engine import Engine, Pace
+    from pikuri_memory.embedded.model import Embedder
+    from pikuri_memory.embedded.observer import Observer
+
+log = logging.getLogger(__name__)
+
+KIND = "embedded"
+HOST = "127.0.0.1"
+LOG_FILES = 3
+BACKLOG = 1024
+
+
+class LocationsOnly(logging.Formatter):
+    """Formats an exception as its type and the places it passed, without its message.
+
+    Messages of other people's exceptions may quote what they choked on, and no memory text, query
+    or key may reach a log.
+    """
+
+    def formatException(self, ei: Any) -> str:
+        kind, _, trace = ei
+        places = [
+            f"  {os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
+            for frame in traceback.extract_tb(trace)
+        ]
+        return "\n".join([f"{kind.__name__ if kind else 'error'} at", *places])
+
+
+def start_logging(paths: DataPaths, settings: Settings) -> None:
+    """Log to a rotated file in the data directory, and nowhere else."""
+    paths.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handler = logging.handlers.RotatingFileHandler(
+        paths.server_log, maxBytes=settings.log_bytes, backupCount=LOG_FILES - 1
+    )
+    paths.server_log.chmod(0o600)
+    handler.setFormatter(LocationsOnly("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    # Other libraries may log what they handle; only their warnings are let through.
+    root.setLevel(logging.WARNING)
+    logging.getLogger("pikuri_memory").setLevel(settings.log_level.upper())
+    logging.captureWarnings(True)
+
+
+def bind(port: int) -> socket.socket:
+    """A socket that listens on 127.0.0.1.
+
+    Raises:
+        PortInUseError: Another process listens there; it is named where the system tells.
+    """
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        owner = process.port_owner(port)
+        by = f" by {owner}" if owner else ""
+        raise PortInUseError(
+            f"port {port} on {HOST} is in use{by} ({error.strerror})",
+            hint=f"take another one: pikuri-memory up --port {port + 1 if port < 65535 else 8888}",
+        ) from None
+    return listener
+
+
+class KeyFile:
+    """The API key as it stands in its file, read again when the file changes (rotation).
+
+    Args:
+        paths: The data directory.
+    """
+
+    def __init__(self, paths: DataPaths) -> None:
+        self._paths = paths
+        self._seen: tuple[int, int] | None = None
+        self._key = ""
+
+    def __call__(self) -> str:
+        """The key; empty, which lets nobody in, while there is no readable one."""
+        try:
+            found = os.stat(self._paths.api_key)
+            seen = (found.st_mtime_ns, found.st_ino)
+            if seen != self._seen:
+                self._key = discovery.read_api_key(self._paths) or ""
+                self._seen = seen
+        except (OSError, PikuriMemoryError):
+            self._seen, self._key = None, ""
+        return self._key
+
+
+def builtin_embedder() -> Embedder:
+    """The embedder of the wheel."""
+    from pikuri_memory.models.builtin import BuiltinEmbedder
+
+    return BuiltinEmbedder()
+
+
+def run(
+    settings: Settings,
+    *,
+    keep: bool,
+    make_embedder: Callable[[], Embedder] = builtin_embedder,
+    observer: Observer | None = None,
+    pace: Pace | None = None,
+) -> int:
+    """Serve until stopped by a signal, or until nobody holds a lease.
+
+    Args:
+        settings: Of this server.
+        keep: Whether it stays up without leases.
+        make_embedder: Makes the embedder.
+        observer: Told of every phase; for tests.
+        pace: When the background work is done; for tests.
+
+    Returns:
+        The exit code: 0, or that of an error, which is printed to standard error as one line of
+        JSON for whoever started the process.
+    """
+    paths = DataPaths.at(settings.data_dir)
+    try:
+        try:
+            _serve(settings, paths, keep, make_embedder, observer, pace)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DiskFullError(
+                f"the disk of {paths.root} is full", hint=f"free some space: df -h {paths.root}"
+            ) from None
+    except PikuriMemoryError as error:
+        line = {"code": error.code, "message": error.message, "hint": error.hint}
+        print(json.dumps(line), file=sys.stderr, flush=True)
+        log.error("%s", error.message)
+        return error.exit_code
+    return 0
+
+
+def _serve(
+    settings: Settings,
+    paths: DataPaths,
+    keep: bool,
+    make_embedder: Callable[[], Embedder],
+    observer: Observer | None,
+    pace: Pace | None,
+) -> None:
+    os.umask(0o077)
+    lease.prepare(paths)
+    start_logging(paths, settings)
+    owner = lease.ExclusiveLock(paths.owner_lock)
+    if not owner.try_acquire():
+        pid = owner.owner()
+        found = process.identify(pid) if pid else None
+        by = f"{found.name} (pid {found.pid})" if found else "another process"
+        raise DataDirectoryInUseError(
+            f"the data directory {paths.root} is in use by {by}",
+            hint="use that server (pikuri-memory status), or stop it: pikuri-memory down",
+        )
+    # Made while the owner lock is held, for it removes the marker of an earlier keeper.
+    keeper = lease.Keeper(paths, keep=keep)
+    # Bound before the slow part, so that a port in use is told at once; answers come later.
+    listener = bind(settings.port)
+
+    from pikuri_memory.embedded.engine import Engine
+
+    embedder = make_embedder()
+    engine = Engine(
+        paths,
+        embedder,
+        language=settings.language,
+        free_space_reserve=settings.free_space_reserve,
+        purge_seconds=settings.purge_hours * 3600,
+        observer=observer,
+        pace=pace,
+    )
+    try:
+        discovery.ensure_api_key(paths)
+        _listen(settings, paths, keeper, engine, listener)
+    finally:
+        engine.close()
+        discovery.clear_server_info(paths, os.getpid())
+        if lease.is_kept(paths, keeper.identity):
+            lease.clear_keep(paths)
+        log.info("stopped")
+
+
+def _listen(
+    settings: Settings,
+    paths: DataPaths,
+    keeper: lease.Keeper,
+    engine: Engine,
+    listener: socket.socket,
+) -> None:
+    import uvicorn
+
+    from pikuri_memory.embedded.app import create_app
+    from pikuri_memory.embedded.connection import Connection, allow_connections
+
+    allow_connections()
+    app = create_app(
+        engine,
+        api_key=KeyFile(paths),
+        settings=settings,
+        version=__version__,
+    )
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        loop="uvloop",
+        http=Connection,
+        ws="none",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(max(1, settings.stop_timeout / 2)),
+    )
+    server = uvicorn.Server(config)
+
+    info = discovery.ServerInfo(
+        kind=KIND,
+        pid=keeper.identity.pid,
+        start_time=keeper.identity.start_time,
+        endpoint=f"http://{HOST}:{listener.getsockname()[1]}",
+        version=__version__,
+    )
+    stopped = threading.Event()
+
+    def stop_when_unused() -> None:
+        if keeper.wait_until_unused(stopped):
+            log.info("nobody holds a lease: stopping")
+            server.should_exit = True
+
+    discovery.write_server_info(paths, info)
+    log.info("serving on %s with %d memories", info.endpoint, engine.status()["memories"])
+    threading.Thread(target=stop_when_unused, name="keeper", daemon=True).start()
+    # uvicorn hands a signal on to the default handler after its shutdown; ours must be one that
+    # lets the engine close.
+    # One that comes before uvicorn listens to signals counts as well.
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        stopped.set()
