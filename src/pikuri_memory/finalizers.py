@@ -38,8 +38,13 @@ class Finalizers:
 
     def __init__(self) -> None:
         self._handles: list[Handle] = []
-        self._pid = os.getpid()
         # Reentrant: a signal handler may run in the middle of register or cancel.
+        self._guard = threading.RLock()
+
+    def forget_all(self) -> None:
+        """Start from nothing, in a forked child: what was registered is its parent's to do, and
+        the guard may have been held by a thread that does not exist here."""
+        self._handles = []
         self._guard = threading.RLock()
 
     def register(self, function: Callable[[], object], name: str) -> Handle:
@@ -51,7 +56,6 @@ class Finalizers:
         """
         handle = Handle(self, function, name)
         with self._guard:
-            self._forget_parents()
             self._handles.append(handle)
         return handle
 
@@ -65,7 +69,6 @@ class Finalizers:
         """Run all that are left, last first; one that fails never stops the next."""
         while True:
             with self._guard:
-                self._forget_parents()
                 if not self._handles:
                     return
                 handle = self._handles.pop()
@@ -94,23 +97,12 @@ class Finalizers:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    def _forget_parents(self) -> None:
-        """What was registered before a fork is the parent's to do."""
-        if self._pid != os.getpid():
-            self._handles.clear()
-            self._pid = os.getpid()
-
 
 _registry = Finalizers()
 _installed = False
 
 
-def _after_fork_in_child() -> None:
-    # The guard may have been held by a thread that does not exist here.
-    _registry.__init__()  # type: ignore[misc]
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_registry.forget_all)
 
 
 def register(function: Callable[[], object], name: str) -> Handle:

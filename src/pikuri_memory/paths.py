@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,3 +94,17 @@ class DataPaths:
     def output_log(self) -> Path:
         """What the server process printed since its start."""
         return self.logs / "output.log"
+
+    def present(self) -> list[Path]:
+        """What is there of all that this package makes in the directory, and nothing else."""
+        files = (self.record, self.api_key, self.server_info, self.keep_marker)
+        # SQLite's own beside the record, and what a crash left of a file that was being replaced.
+        names = {f"{self.record.name}-{part}" for part in ("wal", "shm", "journal")}
+        names |= {path.name for path in (*files, self.index, self.locks, self.logs)}
+        replaced = "|".join(re.escape(path.name) for path in files)
+        scratch = re.compile(rf"\.(?:{replaced})\.[0-9a-f]{{12}}")
+        try:
+            entries = sorted(self.root.iterdir())
+        except OSError:
+            return []
+        return [path for path in entries if path.name in names or scratch.fullmatch(path.name)]

@@ -174,8 +174,7 @@ def spawn_detached(
     Raises:
         CommandNotFoundError: There is no such program.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-    descriptor = os.open(output, flags, 0o600)
+    descriptor = _open_output(output)
     try:
         # The session also makes a process group. No preexec_fn: it is unsafe with threads. No
         # parent-death signal: it would fire when the *thread* that started it ends.
@@ -219,8 +218,9 @@ def spawn_child(
     Raises:
         CommandNotFoundError: There is no such program.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-    descriptor = os.open(output or os.devnull, flags if output else os.O_WRONLY, 0o600)
+    descriptor = (
+        os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if output is None else _open_output(output)
+    )
     try:
         popen = _popen(
             [*_parent_death_prefix(), *argv],
@@ -242,17 +242,16 @@ def identify(pid: int) -> ProcessIdentity | None:
 
     if pid <= 0:
         return None
+    start_time = _start_time(pid)
+    if start_time is None:
+        return None
     try:
-        process = psutil.Process(pid)
-        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-            return None
-        name = process.name()
+        name = psutil.Process(pid).name()
     except psutil.NoSuchProcess:
         return None
     except psutil.AccessDenied:
         name = "unknown"
-    start_time = _start_time(pid)
-    return None if start_time is None else ProcessIdentity(pid, start_time, name)
+    return ProcessIdentity(pid, start_time, name)
 
 
 def is_alive(pid: int, start_time: float) -> bool:
@@ -260,6 +259,16 @@ def is_alive(pid: int, start_time: float) -> bool:
     found = _start_time(pid)
     # Half a clock tick of Linux, microseconds elsewhere; JSON keeps floats exactly.
     return found is not None and abs(found - start_time) < 0.005
+
+
+def age(pid: int) -> float | None:
+    """Seconds since a process started; None if there is none."""
+    found = _start_time(pid)
+    if found is None:
+        return None
+    if sys.platform == "linux":
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - found)
+    return max(0.0, time.time() - found)
 
 
 def signal_process(pid: int, start_time: float, sig: signal.Signals) -> bool:
@@ -393,6 +402,13 @@ def _popen(
         ) from None
 
 
+def _open_output(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)  # an older file keeps its mode
+    return descriptor
+
+
 def _terminate_group(popen: subprocess.Popen[bytes], grace: float) -> int:
     group = popen.pid
     end = time.monotonic() + grace
@@ -425,7 +441,11 @@ def _start_time(pid: int) -> float | None:
                 fields = file.read().rpartition(b")")[2].split()
         except OSError:
             return None
-        if len(fields) < 20 or fields[0] in (b"Z", b"X", b"x"):
+        if len(fields) < 20 or fields[0] in (b"X", b"x"):
+            return None
+        # The first thread is a zombie as soon as it has ended itself; the process still has its
+        # files open, and so its locks and ports, until its other threads have ended too.
+        if fields[0] == b"Z" and int(fields[17]) <= 1:
             return None
         return int(fields[19]) / os.sysconf("SC_CLK_TCK")
     import psutil

@@ -45,6 +45,7 @@ from pikuri_memory.embedded.observer import Observer, Unobserved
 from pikuri_memory.embedded.records import (
     Change,
     Clock,
+    NoVectorError,
     Records,
     conflicting_key,
 )
@@ -585,22 +586,36 @@ class Engine:
         messages: Sequence[Message],
     ) -> list[AddResult]:
         self._check_space()
-        vectors = await self._embed_all([item.text for item in items])
+        # What is known already needs no vector; an import that is repeated is all of that.
+        new = [i for i, item in enumerate(items) if not self._records.knows(item)]
+        vectors = await self._vectors_of(items, new)
 
         def work(change: Change) -> list[AddResult]:
-            results = [
-                change.add(item, vector.astype("<f4", copy=False).tobytes())
-                for item, vector in zip(items, vectors, strict=True)
-            ]
+            results = [change.add(item, vectors.get(i)) for i, item in enumerate(items)]
             if messages:
                 change.remember(messages, items[0].scope)
             if key is not None:
                 change.spend(key, results)
             return results
 
-        results = await asyncio.wrap_future(self._writer.submit(work))
+        try:
+            results = await asyncio.wrap_future(self._writer.submit(work))
+        except NoVectorError:  # deleted, or expired, since we looked
+            vectors = await self._vectors_of(items, range(len(items)))
+            results = await asyncio.wrap_future(self._writer.submit(work))
         self._read_back([result.id for result in results])
         return results
+
+    async def _vectors_of(
+        self, items: Sequence[NewMemory], wanted: Sequence[int]
+    ) -> dict[int, bytes]:
+        if not wanted:
+            return {}
+        vectors = await self._embed_all([items[i].text for i in wanted])
+        return {
+            i: vector.astype("<f4", copy=False).tobytes()
+            for i, vector in zip(wanted, vectors, strict=True)
+        }
 
     def _read_back(self, ids: Sequence[str]) -> None:
         """Nothing is reported that another connection cannot read."""
@@ -869,12 +884,14 @@ class Engine:
         if self._embedder.immediate:
             return self._embedder.embed(texts)
         loop = asyncio.get_running_loop()
-        parts = [
-            await loop.run_in_executor(
-                self._threads, self._embedder.embed, texts[start : start + EMBED_BATCH]
+        parts = await asyncio.gather(
+            *(
+                loop.run_in_executor(
+                    self._threads, self._embedder.embed, texts[start : start + EMBED_BATCH]
+                )
+                for start in range(0, len(texts), EMBED_BATCH)
             )
-            for start in range(0, len(texts), EMBED_BATCH)
-        ]
+        )
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -64,6 +64,10 @@ _COLUMNS: Final = (
     "m.rowid, m.id, m.text, m.user_id, m.agent_id, m.run_id, m.metadata,"
     " m.created_at, m.updated_at, m.expires"
 )
+_SAME: Final = (
+    "SELECT id, text FROM memories WHERE user_id = ? AND agent_id = ? AND run_id = ?"
+    " AND digest = ? AND (expires IS NULL OR expires >= ?)"
+)
 _BATCH: Final = 500
 _TABLES: Final = (
     "memories",
@@ -75,6 +79,10 @@ _TABLES: Final = (
     "terms",
     "changes",
 )
+
+
+class NoVectorError(Exception):
+    """A memory that was thought to be known is not: it is to come again with its vector."""
 
 
 def text_digest(text: str) -> bytes:
@@ -365,6 +373,11 @@ class Records:
             )
         return found
 
+    def knows(self, new: NewMemory) -> bool:
+        """Whether adding a memory would find it known (now; another moment may differ)."""
+        digest = text_digest(new.text)
+        return bool(self._rows(_SAME, (*_key(new.scope), digest, today(self.clock()))))
+
     def history(self, memory_id: str) -> list[HistoryEntry]:
         """All changes of a memory, oldest first.
 
@@ -647,20 +660,20 @@ class Change:
 
     def find(self, scope: Scope, digest: bytes) -> tuple[str, str] | None:
         """Id and text of the memory of exactly this scope that says the same and is not expired."""
-        now = today(self._records.clock())
         row: tuple[str, str] | None = self._db.execute(
-            "SELECT id, text FROM memories WHERE user_id = ? AND agent_id = ? AND run_id = ?"
-            " AND digest = ? AND (expires IS NULL OR expires >= ?)",
-            (*_key(scope), digest, now),
+            _SAME, (*_key(scope), digest, today(self._records.clock()))
         ).fetchone()
         return row
 
-    def add(self, new: NewMemory, vector: bytes) -> AddResult:
+    def add(self, new: NewMemory, vector: bytes | None) -> AddResult:
         """Store a memory, unless its scope has one that says the same.
 
         Args:
             new: The memory.
-            vector: Little-endian float32 values.
+            vector: Little-endian float32 values; None where it is thought to be known.
+
+        Raises:
+            NoVectorError: It is not known, and came without a vector.
         """
         db = self._db
         digest = text_digest(new.text)
@@ -677,6 +690,8 @@ class Change:
                 return AddResult(new.id, taken[0], "NONE")
             if taken is not None:
                 memory_id = str(uuid.uuid4())  # another's id: nothing may be lost for it
+        if vector is None:
+            raise NoVectorError
         now = self._records.clock()
         created = now if new.created_at is None else new.created_at
         updated = created if new.updated_at is None else new.updated_at

@@ -268,6 +268,7 @@ def _listen(
     discovery.write_server_info(paths, info)
     log.info("serving on %s with %d memories", info.endpoint, engine.status()["memories"])
     threading.Thread(target=stop_when_unused, name="keeper", daemon=True).start()
+
     # uvicorn hands a signal on to the default handler after its shutdown; ours must be one that
     # lets the engine close.
     # One that comes before uvicorn listens to signals counts as well.

@@ -1,0 +1,136 @@
+"""What all verbs share: options from the table of settings, ``--json``, the call they are given."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
+
+import typer
+
+from pikuri_memory.cli.output import Output
+from pikuri_memory.cli.progress import Progress
+from pikuri_memory.paths import DataPaths
+from pikuri_memory.settings import SETTINGS, Setting, Settings
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+BROKEN_PIPE: Final = 141  # as of a program that SIGPIPE ended
+JSON_HELP: Final = "print JSON, for programs"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a verb.
+
+    Attributes:
+        out: Where it prints.
+        given: Settings from the command line, as text.
+    """
+
+    out: Output
+    given: Mapping[str, str]
+
+    @property
+    def settings(self) -> Settings:
+        """The validated settings.
+
+        Raises:
+            SettingError: One is impossible.
+        """
+        return Settings.resolve(self.given)
+
+    @property
+    def paths(self) -> DataPaths:
+        """The data directory."""
+        return DataPaths.at(self.settings.data_dir)
+
+    def progress(self, what: str) -> Progress:
+        """A step that may take more than a second."""
+        return Progress(what, quiet=self.out.json)
+
+
+def application(help: str | None = None, *, completion: bool = False) -> typer.Typer:
+    """A group of verbs. Without rich: its import costs more than the rest of ``--help``."""
+    return typer.Typer(
+        help=help,
+        add_completion=completion,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        invoke_without_command=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def setting_option(row: Setting) -> Any:
+    """The option of a row of the table; its value stays text, which the table validates."""
+    default = "" if row.default is None else f"default {row.default}; "
+    kind = {int: "N", float: "SECONDS" if "timeout" in row.name else "N"}.get(type(row.default))
+    choices = row.choices
+    return typer.Option(
+        row.flag,
+        metavar=kind or ("WORD" if choices else "DIR"),
+        help=f"{row.help} [{default}${row.env}]",
+        autocompletion=(lambda incomplete: _beginning(choices, incomplete)) if choices else None,
+        show_default=False,
+    )
+
+
+def _beginning(words: Sequence[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
+
+
+def verb(
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    settings: Sequence[str] = ("data_dir",),
+) -> Callable[[Function], Function]:
+    """Make a function a verb. Its first parameter is the :class:`Call`; the others are options.
+
+    Args:
+        app: The group.
+        name: By default that of the function.
+        settings: Rows of the table that it takes as options.
+    """
+
+    def register(function: Function) -> Function:
+        hints = get_type_hints(function, include_extras=True)
+        own = list(inspect.signature(function).parameters.values())[1:]
+
+        def run(ctx: typer.Context, **values: Any) -> None:
+            above: Mapping[str, Any] = ctx.find_root().obj or {}
+            given = {row: values.pop(row) for row in settings}
+            if given.get("data_dir") is None:
+                given["data_dir"] = above.get("data_dir")
+            out = Output(json=values.pop("json") or bool(above.get("json")))
+            try:
+                function(Call(out, given), **values)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # Here, because typer would make it an exit code of 1 above.
+                raise typer.Exit(BROKEN_PIPE) from None
+
+        def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+            return inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+            )
+
+        parameters = [parameter("ctx", typer.Context, inspect.Parameter.empty)]
+        parameters += [parameter(row.name, hints[row.name], row.default) for row in own]
+        parameters += [
+            parameter(row, Annotated[str | None, setting_option(SETTINGS[row])], None)
+            for row in settings
+        ]
+        option = typer.Option("--json", help=JSON_HELP)
+        parameters.append(parameter("json", Annotated[bool, option], False))
+        # What typer reads instead of the real one.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {row.name: row.annotation for row in parameters}
+        run.__doc__ = function.__doc__
+        app.command(name or function.__name__.strip("_"))(run)
+        return function
+
+    return register
