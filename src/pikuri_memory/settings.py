@@ -133,7 +133,9 @@ class Settings:
     log_level: str
 
     @classmethod
-    def resolve(cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    def resolve(
+        cls, given: Mapping[str, Any], environ: Mapping[str, str] | None = None
+    ) -> Settings:
         """Values from ``given`` (None counts as not given), the environment and the defaults.
 
         Args:

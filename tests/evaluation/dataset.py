@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import snowballstemmer  # type: ignore[import-untyped]
+import snowballstemmer
 
 DATA = Path(__file__).parent / "data"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,9 @@ from .evaluate import (
     figures,
     hybrid,
     interval,
+    is_fresh,
     newer_first,
+    parts_of,
     tuning_half,
 )
 
@@ -59,13 +63,34 @@ def test_the_hybrid_puts_the_newer_of_near_equals_first() -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_the_halves_of_each_part_are_equal_but_for_one(part: str) -> None:
     chosen = tuning_half(QUESTIONS)
-    of_part = [question.id for question in QUESTIONS if question.part == part]
+    of_part = [q.id for q in QUESTIONS if q.part == part and not is_fresh(q)]
     tuned = sum(id_ in chosen for id_ in of_part)
     assert 0 <= 2 * tuned - len(of_part) <= 1
 
 
 def test_the_split_does_not_depend_on_the_order_of_questions() -> None:
     assert tuning_half(QUESTIONS) == tuning_half(QUESTIONS[::-1])
+
+
+def test_fresh_questions_are_of_the_reported_half_and_move_no_other_into_it() -> None:
+    old = [question for question in QUESTIONS if not is_fresh(question)]
+    fresh = [Question(f"marta-n{number:03}", "correction", "?", ("a",)) for number in range(20)] + [
+        Question(f"finnish-2-q{number:03}", "finnish", "?", ("a",)) for number in range(20)
+    ]
+    assert all(is_fresh(question) for question in fresh)
+    assert tuning_half([*old, *fresh]) == tuning_half(old)
+
+
+def test_other_questions_are_not_taken_for_fresh_ones() -> None:
+    for id_ in ("chat-nora-q01", "finnish-q022", "marta-q201"):
+        assert not is_fresh(Question(id_, "chat", "?", ("a",)))
+
+
+def test_fresh_questions_have_a_line_of_their_own_and_are_in_that_of_their_part() -> None:
+    old = case((1, 0.9, 0.0), answer=1)
+    new = replace(old, question=Question("nora-n1", "chat", "?", ("a",)))
+    masks = {part: mask.tolist() for part, mask in parts_of([old, new])}
+    assert masks == {"chat": [True, True], "chat, fresh": [False, True]}
 
 
 def test_an_interval_holds_the_mean_and_is_the_same_each_time() -> None:

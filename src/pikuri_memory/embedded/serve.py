@@ -6,6 +6,7 @@ any more, it stops accepting, flushes and exits while it holds the lease lock ex
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -164,7 +165,8 @@ def run(
             ) from None
     except PikuriMemoryError as error:
         line = {"code": error.code, "message": error.message, "hint": error.hint}
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # on a full disk there is no room for it either
+            print(json.dumps(line), file=sys.stderr, flush=True)
         log.error("%s", error.message)
         return error.exit_code
     return 0
