@@ -27,7 +27,7 @@ from typing import Final
 
 from pikuri_memory.embedded.index import Candidate
 
-LEAST_SHARE: Final = 0.05
+LEAST_SHARE: Final = 0.08
 """The least share of the words in a score, and the least share of the meaning."""
 
 KNOWN: Final = 0.3
