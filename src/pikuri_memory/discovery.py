@@ -155,6 +155,7 @@ class ApiKeyFile:
 
     def __init__(self, paths: DataPaths) -> None:
         self._paths = paths
+        self._name = os.fspath(paths.api_key)
         # One value, so that threads never see the stamp of one file with the key of another.
         self._known: tuple[tuple[int, int, int], str] | None = None
 
@@ -165,7 +166,7 @@ class ApiKeyFile:
             AccessError: Other users may read the file, or this one may not.
         """
         try:
-            found = self._paths.api_key.stat()
+            found = os.stat(self._name)  # asked for every request: as text, it costs a third
         except OSError:
             return ensure_api_key(self._paths)
         stamp = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)

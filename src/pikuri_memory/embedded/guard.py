@@ -118,7 +118,7 @@ class Guard:
         origins: list[bytes] = []
         keys: list[bytes] = []
         types: list[bytes] = []
-        site: bytes | None = None
+        sites: list[bytes] = []
         length = 0
         body = encoded = upgrade = False
         for name, value in scope["headers"]:
@@ -144,7 +144,7 @@ class Guard:
             elif name == b"origin":
                 origins.append(value)
             elif name == b"sec-fetch-site":
-                site = value
+                sites.append(value)
         if len(hosts) != 1 or not _is_loopback(hosts[0]):
             raise AccessError(
                 "the Host header is missing, repeated or no loopback name",
@@ -155,7 +155,7 @@ class Guard:
                 "the request comes from a web page of another origin",
                 hint="pages of other origins may not use this server; call it from a program",
             )
-        if site is not None and site not in _NO_SITE:
+        if sites and not _NO_SITE.issuperset(sites):
             raise AccessError(
                 "the request was made by a web page of another site",
                 hint="open the address by typing it, or call the server from a program",

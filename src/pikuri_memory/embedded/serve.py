@@ -27,6 +27,7 @@ from pikuri_memory.errors import (
     DiskFullError,
     PikuriMemoryError,
     PortInUseError,
+    ServerStartError,
 )
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.settings import Settings
@@ -100,31 +101,6 @@ def bind(port: int) -> socket.socket:
     return listener
 
 
-class KeyFile:
-    """The API key as it stands in its file, read again when the file changes (rotation).
-
-    Args:
-        paths: The data directory.
-    """
-
-    def __init__(self, paths: DataPaths) -> None:
-        self._paths = paths
-        self._seen: tuple[int, int] | None = None
-        self._key = ""
-
-    def __call__(self) -> str:
-        """The key; empty, which lets nobody in, while there is no readable one."""
-        try:
-            found = os.stat(self._paths.api_key)
-            seen = (found.st_mtime_ns, found.st_ino)
-            if seen != self._seen:
-                self._key = discovery.read_api_key(self._paths) or ""
-                self._seen = seen
-        except (OSError, PikuriMemoryError):
-            self._seen, self._key = None, ""
-        return self._key
-
-
 def builtin_embedder() -> Embedder:
     """The embedder of the wheel."""
     from pikuri_memory.models.builtin import BuiltinEmbedder
@@ -162,6 +138,15 @@ def run(
                 raise
             raise DiskFullError(
                 f"the disk of {paths.root} is full", hint=f"free some space: df -h {paths.root}"
+            ) from None
+        except PikuriMemoryError:
+            raise
+        except Exception as error:
+            # Its message might quote a memory: only where it happened is told.
+            log.exception("unexpected")
+            raise ServerStartError(
+                f"the server met an unexpected {type(error).__name__}",
+                hint=f"where it happened stands in {paths.server_log}; please report it",
             ) from None
     except PikuriMemoryError as error:
         line = {"code": error.code, "message": error.message, "hint": error.hint}
@@ -235,7 +220,7 @@ def _listen(
     allow_connections()
     app = create_app(
         engine,
-        api_key=KeyFile(paths),
+        api_key=discovery.ApiKeyFile(paths),
         settings=settings,
         version=__version__,
     )
