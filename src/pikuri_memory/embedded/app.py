@@ -13,7 +13,7 @@ from pikuri_memory.embedded.replies import (
     added_shape,
     entity_shape,
     history_shape,
-    hit_shape,
+    hits_json,
     memory_shape,
     to_json,
 )
@@ -77,7 +77,7 @@ class Handlers:
         """``POST /search``."""
         query = schemas.parse_search(request.body, self._settings)
         hits = await self._engine.search(query)
-        return json_reply({"results": [hit_shape(hit) for hit in hits]})
+        return Reply(hits_json(hits))
 
     async def add(self, request: Request) -> Reply:
         """``POST /memories``."""

@@ -784,13 +784,18 @@ class Engine:
         best = ranking.shortlist(candidates, query.top_k, ranking.word_share(level))
         memories = self._records.by_rows([candidate.row for _, candidate in best])
         hits: list[tuple[float, int, Candidate, StoredMemory]] = []
-        wanted = query.scope.as_dict().items()
+        user, agent, run = query.scope.user_id, query.scope.agent_id, query.scope.run_id
         for score, candidate in best:
             memory = memories.get(candidate.row)
             # Gone since, or (were the index wrong) another's: not shown.
             if memory is None or score < query.threshold:
                 continue
-            if any(getattr(memory.scope, name) != value for name, value in wanted):
+            scope = memory.scope
+            if user is not None and scope.user_id != user:
+                continue
+            if agent is not None and scope.agent_id != agent:
+                continue
+            if run is not None and scope.run_id != run:
                 continue
             hits.append((score, memory.created_at, candidate, memory))
         hits.sort(key=lambda hit: (-hit[0], -hit[1]))
@@ -812,7 +817,7 @@ class Engine:
         terms: Sequence[int],
         weights: Sequence[float],
     ) -> list[Candidate]:
-        limit = max(ranking.CANDIDATES, 4 * query.top_k)
+        limit = max(ranking.CANDIDATES, 2 * query.top_k)
         index = self._index
         rows: list[int] | None = None
         never: list[int] = []
@@ -820,7 +825,7 @@ class Engine:
             rows = self._records.matching_rows(query.scope, query.condition, query.show_expired)
             if not rows:
                 return []
-        elif not query.show_expired:
+        elif not query.show_expired and self._records.has_expiring():
             never = self._records.expired_rows(query.scope)
         if index is not None and (rows is None or len(rows) <= FEW_ROWS):
             try:

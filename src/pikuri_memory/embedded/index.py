@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import qdrant_edge as edge
@@ -137,8 +137,7 @@ class Point:
     scope: Scope
 
 
-@dataclass(slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A memory that one of the lists brought up.
 
     Attributes:
@@ -265,9 +264,8 @@ class Index:
     ) -> list[Candidate]:
         """The union of the nearest vectors and the best covered terms within a scope.
 
-        One ``query_batch``: the dense list, the sparse list, and each of them scored again by the
-        other's query, so that every candidate has its true cosine and its true coverage (a list
-        that is full says nothing about those that are not in it).
+        One ``query_batch`` for both lists, then one look at those that only one of them has, so
+        that every candidate has its true cosine and its true coverage.
 
         Args:
             vector: Of the query, shape (dimensions,).
@@ -289,32 +287,38 @@ class Index:
             excluded = [edge.HasIdCondition(rows)]
         where = edge.Filter(must=must, must_not=excluded)
         near = edge.Query.Nearest(vector.tolist(), using=DENSE)
-        requests = [edge.QueryRequest(limit=limit, query=near, filter=where)]
-        if terms:
-            covered = edge.Query.Nearest(edge.SparseVector(list(terms), list(weights)), using=TERMS)
-            requests += [
-                edge.QueryRequest(limit=limit, query=covered, filter=where),
-                edge.QueryRequest(
-                    limit=limit,
-                    query=near,
-                    prefetches=[edge.Prefetch(limit=limit, query=covered, filter=where)],
-                ),
-                edge.QueryRequest(
-                    limit=limit,
-                    query=covered,
-                    prefetches=[edge.Prefetch(limit=limit, query=near, filter=where)],
-                ),
-            ]
+        dense = edge.QueryRequest(limit=limit, query=near, filter=where)
+        if not terms:
+            with self._lock, _no_panics():
+                hits = self._shard.query(dense)
+            return [Candidate(int(hit.id), hit.score, 0.0) for hit in hits]
+        covered = edge.Query.Nearest(edge.SparseVector(list(terms), list(weights)), using=TERMS)
+        sparse = edge.QueryRequest(limit=limit, query=covered, filter=where)
         with self._lock, _no_panics():
-            lists = self._shard.query_batch(edge.QueryBatchRequest(requests))
-        found: dict[int, Candidate] = {}
-        for hits in (lists[0], lists[2]) if terms else (lists[0],):
-            for hit in hits:
-                row = int(hit.id)
-                found[row] = Candidate(row, hit.score, 0.0)
-        for hits in lists[1::2]:
-            for hit in hits:
-                candidate = found.get(int(hit.id))
-                if candidate is not None:
-                    candidate.coverage = hit.score
-        return list(found.values())
+            near_hits, covered_hits = self._shard.query_batch(
+                edge.QueryBatchRequest([dense, sparse])
+            )
+            cosines: dict[Any, float] = {hit.id: hit.score for hit in near_hits}
+            coverages: dict[Any, float] = {hit.id: hit.score for hit in covered_hits}
+            unknown = [id_ for id_ in coverages if id_ not in cosines]
+            # A list that is full says nothing about those outside it; another one, that their
+            # coverage is 0.
+            uncovered = (
+                [id_ for id_ in cosines if id_ not in coverages] if len(coverages) >= limit else []
+            )
+            if unknown:
+                cosines.update(self._scores(near, unknown))
+            if uncovered:
+                coverages.update(self._scores(covered, uncovered))
+        return [Candidate(id_, cosine, coverages.get(id_, 0.0)) for id_, cosine in cosines.items()]
+
+    def _scores(self, query: Any, ids: list[Any]) -> dict[Any, float]:
+        """The scores of some points for a query. The lock is held."""
+        hits = self._shard.query(
+            edge.QueryRequest(
+                limit=len(ids),
+                query=query,
+                filter=edge.Filter(must=[edge.HasIdCondition(set(ids))]),
+            )
+        )
+        return {hit.id: hit.score for hit in hits}

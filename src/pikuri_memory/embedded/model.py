@@ -58,6 +58,8 @@ class StoredMemory:
     created_at: int
     updated_at: int
     expiration_date: date | None
+    rendered: list[bytes] = field(default_factory=list, compare=False, repr=False)
+    """At most one: its JSON, kept by :mod:`pikuri_memory.embedded.replies` with the value."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,12 @@ _SAME: Final = (
     " AND digest = ? AND (expires IS NULL OR expires >= ?)"
 )
 _BATCH: Final = 500
+_CACHED: Final = 4096
+"""Memories, and document frequencies, that are kept in memory after they were read."""
+
+_SHORT: Final = 4000
+"""Characters of text and metadata up to which a memory is kept so."""
+
 _TABLES: Final = (
     "memories",
     "vectors",
@@ -237,6 +243,14 @@ class Records:
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
         self._count = 0
+        # What was read lately. A writer forgets what it changed after the commit and before
+        # anybody is told; a reader keeps nothing that it began to read before that.
+        self._memories: dict[int, StoredMemory] = {}
+        self._frequencies: dict[int, int] = {}
+        self._expiring: bool | None = None
+        self._generation = 0
+        self._cache_lock = threading.Lock()
+        self._touched: set[int] | None = set()
         if terms_of is None:
             return
         try:
@@ -352,15 +366,40 @@ class Records:
 
     def by_rows(self, rows: Sequence[int]) -> dict[int, StoredMemory]:
         """Memories by their row; rows that are gone are left out."""
-        found: dict[int, StoredMemory] = {}
-        for start in range(0, len(rows), _BATCH):
-            part = rows[start : start + _BATCH]
+        known = self._memories
+        found = {row: memory for row in rows if (memory := known.get(row)) is not None}
+        if len(found) == len(rows):
+            return found
+        missing = [row for row in rows if row not in found]
+        generation = self._generation
+        short: dict[int, StoredMemory] = {}
+        for start in range(0, len(missing), _BATCH):
+            part = missing[start : start + _BATCH]
             marks = ",".join("?" * len(part))
             for row in self._rows(
                 f"SELECT {_COLUMNS} FROM memories m WHERE m.rowid IN ({marks})", part
             ):
-                found[row[0]] = _memory(row)
+                memory = found[row[0]] = _memory(row)
+                if len(row[2]) + len(row[6]) <= _SHORT:
+                    short[row[0]] = memory
+        with self._cache_lock:
+            if generation == self._generation:  # else a change may have overtaken the reading
+                if len(known) + len(short) > _CACHED:
+                    known.clear()
+                known.update(short)
         return found
+
+    def _forget(self, rows: Iterable[int] | None) -> None:
+        """Forget what was read of changed rows (None: of all), before anybody is told."""
+        with self._cache_lock:
+            self._generation += 1
+            if rows is None:
+                self._memories.clear()
+            else:
+                for row in rows:
+                    self._memories.pop(row, None)
+            self._frequencies.clear()
+            self._expiring = None
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Which of the ids are there, read by another connection than the writer's."""
@@ -429,11 +468,34 @@ class Records:
         return found
 
     def document_frequencies(self, terms: Sequence[int]) -> dict[int, int]:
-        """In how many memories each term occurs; terms that occur in none are left out."""
-        marks = ",".join("?" * len(terms))
-        return dict(
-            self._rows(f"SELECT term, documents FROM terms WHERE term IN ({marks})", list(terms))
+        """In how many memories each term occurs, 0 included."""
+        known = self._frequencies
+        found = {term: documents for term in terms if (documents := known.get(term)) is not None}
+        if len(found) == len(terms):
+            return found
+        missing = [term for term in terms if term not in found]
+        generation = self._generation
+        marks = ",".join("?" * len(missing))
+        read = dict.fromkeys(missing, 0) | dict(
+            self._rows(f"SELECT term, documents FROM terms WHERE term IN ({marks})", missing)
         )
+        with self._cache_lock:
+            if generation == self._generation:
+                if len(known) > _CACHED:
+                    known.clear()
+                known.update(read)
+        return found | read
+
+    def has_expiring(self) -> bool:
+        """Whether any memory has an expiration date."""
+        expiring = self._expiring
+        if expiring is None:
+            generation = self._generation
+            expiring = bool(self._rows("SELECT 1 FROM memories WHERE expires IS NOT NULL LIMIT 1"))
+            with self._cache_lock:
+                if generation == self._generation:
+                    self._expiring = expiring
+        return expiring
 
     def expired_rows(self, scope: Scope) -> list[int]:
         """Rows of the scope that are expired today."""
@@ -540,6 +602,7 @@ class Records:
         """One transaction of the writer, rolled back on any error."""
         db = self._writer
         count = self._count
+        self._touched = set()
         try:
             db.execute("BEGIN IMMEDIATE")
             yield db
@@ -548,9 +611,12 @@ class Records:
             self._count = count
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            self._forget(None)  # where a commit failed, nobody knows how far it got
             if isinstance(error, sqlite3.Error):
                 raise translate(error, self.path) from None
             raise
+        if self._touched is None or self._touched:
+            self._forget(self._touched)
 
     @contextmanager
     def part(self) -> Iterator[Change]:
@@ -572,6 +638,10 @@ class Records:
                 raise translate(error, self.path) from None
             raise
         self._count += change.added - change.removed
+        if change.touched is None or self._touched is None:
+            self._touched = None
+        else:
+            self._touched |= change.touched
 
     def set_meta(self, db: sqlite3.Connection, key: str, value: str | None) -> None:
         """Write or remove a value of the ``meta`` table."""
@@ -630,11 +700,15 @@ class Change:
         self.added = 0
         self.removed = 0
         self.rows: dict[int, bool] = {}
-        """Rows that changed, True where they were deleted, in order."""
+        """Rows whose text changed, True where they were deleted, in order."""
+        self.touched: set[int] | None = set()
+        """Rows of which anything changed; None for all."""
 
     def finish(self) -> None:
         """Write what is written once for all: document frequencies and the change log."""
         db = self._db
+        if self.touched is not None:
+            self.touched.update(self.rows)
         db.executemany(
             "INSERT INTO terms VALUES (?, ?)"
             " ON CONFLICT (term) DO UPDATE SET documents = documents + excluded.documents",
@@ -787,6 +861,8 @@ class Change:
         new = old if isinstance(text, Unset) else text
         db.execute("UPDATE memories SET updated_at = ? WHERE rowid = ?", (now, row))
         self._log(memory_id, "UPDATE", old, new, now)
+        if self.touched is not None:
+            self.touched.add(row)
 
     def delete(self, memory_id: str) -> None:
         """Forget a memory: its row, its texts in the history, recent messages, stored replies.
@@ -877,6 +953,7 @@ class Change:
         """Forget everything, spent keys and history included."""
         db = self._db
         self.removed = self._records.count
+        self.touched = None
         for table in [
             "memories",
             "vectors",

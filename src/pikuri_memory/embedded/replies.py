@@ -53,13 +53,22 @@ def memory_shape(memory: StoredMemory) -> dict[str, Any]:
     }
 
 
-def hit_shape(hit: Hit) -> dict[str, Any]:
-    """A memory with its score and, where it was asked for, the score's parts."""
-    shape = memory_shape(hit.memory)
-    shape["score"] = hit.score
-    if hit.explanation is not None:
-        shape["explanation"] = hit.explanation
-    return shape
+def hits_json(hits: Sequence[Hit]) -> bytes:
+    """The reply to a search: memories with their scores and, where asked for, the scores' parts.
+
+    A memory that is found again and again is rendered once: its JSON is kept with the value, which
+    the record gives out until the memory is changed.
+    """
+    parts: list[bytes] = []
+    for hit in hits:
+        rendered = hit.memory.rendered
+        if not rendered:
+            rendered.append(to_json(memory_shape(hit.memory))[:-1])
+        explanation = b""
+        if hit.explanation is not None:
+            explanation = b',"explanation":' + to_json(hit.explanation)
+        parts.append(b'%b,"score":%b%b}' % (rendered[0], repr(hit.score).encode(), explanation))
+    return b'{"results":[%b]}' % b",".join(parts)
 
 
 def added_shape(results: Sequence[AddResult]) -> dict[str, Any]:
