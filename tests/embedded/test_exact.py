@@ -66,7 +66,7 @@ def test_both_ways_give_the_same_candidates_and_so_the_same_scores(
     query = np.frombuffer(stored[3].vector, "<f4")
     terms = TOKENIZER.ids(question)
     # So many that no list is cut among equals.
-    theirs = index.search(query, terms, weights(terms), ANNA, limit=60)
+    theirs = index.search(query.tolist(), terms, weights(terms), ANNA, limit=60)
     index.close()
     ours = scored_exactly(stored, query, terms, 60)
     assert {c.row: (c.cosine, c.coverage) for c in ours} == {

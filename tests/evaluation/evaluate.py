@@ -197,7 +197,7 @@ def search(
                     continue
                 asked = tokenizer.ids(question.text)
                 found = index.search(
-                    vectors[question.text],
+                    vectors[question.text].tolist(),
                     asked,
                     ranking.query_weights(asked, frequencies, len(facts)),
                     MemoryScope(user_id=scope.name),

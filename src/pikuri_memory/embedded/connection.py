@@ -29,11 +29,13 @@ class Connection(HttpToolsProtocol):
             may carry beside its data; a little more if they come at once.
         head_seconds: Time for a request line with its headers, from their first byte.
         most: Connections at once; the next one takes the place of the one idle longest.
+        most_queued: Requests of one connection that wait for the reply to the one before.
     """
 
     head_bytes: ClassVar[int] = 64 * 1024
     head_seconds: ClassVar[float] = 15.0
     most: ClassVar[int] = 800
+    most_queued: ClassVar[int] = 100
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -81,6 +83,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._unparsed = 0
+        if len(self.pipeline) >= self.most_queued:
+            # uvicorn goes on reading after each reply, and keeps 12 bytes for each of a request.
+            raise OverflowError("too many requests at once")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -76,12 +76,21 @@ FEW_ROWS: Final = 1000
 QUICK_REBUILD: Final = 20_000
 """Up to so many memories an index is made anew within a second, so also while stopping."""
 
-CACHED_QUERIES: Final = 512
+CACHED_QUESTIONS: Final = 512
 EMBED_BATCH: Final = 32
 
 INDEX_ROOM: Final = 16 * 2**20
 """Bytes of free disk below which the index is left alone: it writes into mapped files, and where
 the disk is full, that kills the process. Searches are scored exactly until there is room again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a question's text is turned into, kept for when it is asked again."""
+
+    vector: NDArray[np.float32]
+    values: list[float]
+    terms: list[int]
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class Engine:
         self._tokenizer = Tokenizer(language)
         self._records = Records(paths.record, terms_of=self._tokenizer.ids, clock=clock or Clock())
         self._running: dict[tuple[str, str, str, str], tuple[bytes, asyncio.Task[Any]]] = {}
-        self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._questions: OrderedDict[str, Question] = OrderedDict()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="engine")
         self._stopping = threading.Event()
         self._rebuild_wanted = threading.Event()
@@ -704,7 +713,7 @@ class Engine:
 
     def _start_afresh(self) -> None:
         """In the writer's thread, after a reset."""
-        self._vectors.clear()
+        self._questions.clear()
         self._install_empty()
         # Whatever was added since the reset was committed is in the old index only.
         for batch in self._records.all_index_rows():
@@ -761,25 +770,26 @@ class Engine:
         query.scope.required()
         if not query.text.strip():
             raise InvalidRequestError("the query is blank", hint="ask something")
-        vector = self._vectors.get(query.text)
-        if vector is None:
+        question = self._questions.get(query.text)
+        if question is None:
             vector = (await self._embed_all([query.text]))[0]
-            self._vectors[query.text] = vector
-            if len(self._vectors) > CACHED_QUERIES:
-                self._vectors.popitem(last=False)
+            question = Question(vector, vector.tolist(), self._tokenizer.ids(query.text))
+            self._questions[query.text] = question
+            if len(self._questions) > CACHED_QUESTIONS:
+                self._questions.popitem(last=False)
         else:
-            self._vectors.move_to_end(query.text)
+            self._questions.move_to_end(query.text)
         if query.condition is None and self._index is not None:
-            return self._find(query, vector)
+            return self._find(query, question)
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._find, query, vector
+            self._threads, self._find, query, question
         )
 
-    def _find(self, query: SearchQuery, vector: NDArray[np.float32]) -> list[Hit]:
-        terms = self._tokenizer.ids(query.text)
+    def _find(self, query: SearchQuery, question: Question) -> list[Hit]:
+        terms = question.terms
         frequencies = self._records.document_frequencies(terms) if terms else {}
         weights = ranking.query_weights(terms, frequencies, self._records.count)
-        candidates = self._candidates(query, vector, terms, weights)
+        candidates = self._candidates(query, question, weights)
         level = ranking.background(candidates)
         best = ranking.shortlist(candidates, query.top_k, ranking.word_share(level))
         memories = self._records.by_rows([candidate.row for _, candidate in best])
@@ -813,8 +823,7 @@ class Engine:
     def _candidates(
         self,
         query: SearchQuery,
-        vector: NDArray[np.float32],
-        terms: Sequence[int],
+        question: Question,
         weights: Sequence[float],
     ) -> list[Candidate]:
         limit = max(ranking.CANDIDATES, 2 * query.top_k)
@@ -830,7 +839,13 @@ class Engine:
         if index is not None and (rows is None or len(rows) <= FEW_ROWS):
             try:
                 return index.search(
-                    vector, terms, weights, query.scope, limit=limit, only=rows, never=never
+                    question.values,
+                    question.terms,
+                    weights,
+                    query.scope,
+                    limit=limit,
+                    only=rows,
+                    never=never,
                 )
             except Exception as error:
                 if index is self._index:
@@ -840,8 +855,8 @@ class Engine:
         return exact.candidates(
             rows,
             self._records.index_rows,
-            vector,
-            terms,
+            question.vector,
+            question.terms,
             weights,
             self._tokenizer.document,
             limit=limit,

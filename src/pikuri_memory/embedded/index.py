@@ -26,7 +26,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import qdrant_edge as edge
-from numpy.typing import NDArray
 
 from pikuri_memory.record import Scope
 
@@ -253,7 +252,7 @@ class Index:
 
     def search(
         self,
-        vector: NDArray[np.float32],
+        vector: list[float],
         terms: Sequence[int],
         weights: Sequence[float],
         scope: Scope,
@@ -268,7 +267,7 @@ class Index:
         that every candidate has its true cosine and its true coverage.
 
         Args:
-            vector: Of the query, shape (dimensions,).
+            vector: Of the query.
             terms: Term ids of the query.
             weights: One per term, summing to at most 1.
             scope: Ids that must be equal.
@@ -286,7 +285,7 @@ class Index:
         if never is not None and (rows := set[Any](never)):
             excluded = [edge.HasIdCondition(rows)]
         where = edge.Filter(must=must, must_not=excluded)
-        near = edge.Query.Nearest(vector.tolist(), using=DENSE)
+        near = edge.Query.Nearest(vector, using=DENSE)
         dense = edge.QueryRequest(limit=limit, query=near, filter=where)
         if not terms:
             with self._lock, _no_panics():

@@ -69,11 +69,11 @@ _SAME: Final = (
     " AND digest = ? AND (expires IS NULL OR expires >= ?)"
 )
 _BATCH: Final = 500
-_CACHED: Final = 4096
-"""Memories, and document frequencies, that are kept in memory after they were read."""
+_CACHED: Final = 16_384
+"""Memories, and document frequencies, that are kept after they were read: about 20 MB of facts."""
 
-_SHORT: Final = 4000
-"""Characters of text and metadata up to which a memory is kept so."""
+_SHORT: Final = 1000
+"""Characters of text and metadata up to which a memory is kept so (at most 50 MB in all)."""
 
 _TABLES: Final = (
     "memories",
@@ -384,9 +384,9 @@ class Records:
                     short[row[0]] = memory
         with self._cache_lock:
             if generation == self._generation:  # else a change may have overtaken the reading
-                if len(known) + len(short) > _CACHED:
-                    known.clear()
                 known.update(short)
+                while len(known) > _CACHED:
+                    del known[next(iter(known))]  # the one that was read first
         return found
 
     def _forget(self, rows: Iterable[int] | None) -> None:
