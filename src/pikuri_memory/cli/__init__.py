@@ -1,1 +1,8 @@
-"""The command line. Thin: what a verb does is done by the layers below."""
+"""The command line: faces without logic, one file per group of verbs."""
+
+import sys
+
+if sys.platform == "win32":  # before anything below asks for what only POSIX systems have
+    sys.exit(
+        "error: pikuri-memory runs on Linux and macOS\nhint: on Windows use WSL: wsl --install"
+    )
