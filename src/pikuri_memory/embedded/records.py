@@ -75,7 +75,7 @@ _CACHED: Final = 16_384
 _SHORT: Final = 1000
 """Characters of text and metadata up to which a memory is kept so (at most 50 MB in all)."""
 
-_TABLES: Final = (
+_TABLES: Final = (  # all that a reset empties
     "memories",
     "vectors",
     "history",
@@ -954,16 +954,7 @@ class Change:
         db = self._db
         self.removed = self._records.count
         self.touched = None
-        for table in [
-            "memories",
-            "vectors",
-            "history",
-            "messages",
-            "replies",
-            "idempotency",
-            "terms",
-            "changes",
-        ]:
+        for table in _TABLES:
             db.execute(f"DELETE FROM {table}")
         self._records.set_meta(db, "purge_due", str(self._records.clock()))
 

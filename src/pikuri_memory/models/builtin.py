@@ -7,6 +7,7 @@ tells how; ``data/minilm.sha256`` holds its sum, its size and those of the token
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -228,6 +229,10 @@ class BuiltinEmbedder:
 
 
 def _load_session(path: Path, threads: int) -> Any:
+    # From 1.29 on, onnxruntime uploads telemetry on Linux and macOS as well. Its function that
+    # turns it off comes too late for the first event, the uploader and the device id that it keeps
+    # in the user's cache; only this variable, set before it is loaded, stops all of them.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]  # 0.1 s
 
     onnxruntime.disable_telemetry_events()
