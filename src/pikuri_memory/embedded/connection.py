@@ -84,7 +84,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._unparsed = 0
         if len(self.pipeline) >= self.most_queued:
-            # uvicorn goes on reading after each reply, and keeps 12 bytes for each of a request.
+            # uvicorn reads on after each reply; a waiting request takes 12 times its own size.
             raise OverflowError("too many requests at once")
         super().on_headers_complete()
 
