@@ -19,9 +19,7 @@ from benchmarks import lookup
 SEED: Final = 20240229
 DIMENSIONS: Final = 384
 USERS: Final = 100
-TOPICS: Final = (
-    "family work food health travel home music sport pets money study friends".split()
-)
+TOPICS: Final = "family work food health travel home music sport pets money study friends".split()
 _CLUSTERS: Final = 400
 _VOCABULARY: Final = 30_000
 _EVALUATION: Final = Path(__file__).parent.parent / "tests" / "evaluation" / "data"

@@ -129,9 +129,7 @@ def targets(results: Results) -> list[Target]:
         2.0,
         duration,
     )
-    at_most(
-        f"rebuild of the index at {large:,}", life.rebuild if life else None, 30.0, duration
-    )
+    at_most(f"rebuild of the index at {large:,}", life.rebuild if life else None, 30.0, duration)
     at_most(
         f"anonymous memory at {large:,} with the embedder",
         life.memory.anonymous if life else None,

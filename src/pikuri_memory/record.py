@@ -98,9 +98,7 @@ class Scope:
 
     def as_dict(self) -> dict[str, str]:
         """The ids that are set, by field name."""
-        return {
-            name: value for name in SCOPE_FIELDS if (value := getattr(self, name)) is not None
-        }
+        return {name: value for name in SCOPE_FIELDS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,7 @@ _ROWS = (
     Setting(
         "data_dir", None, "directory of the memories; default: the XDG data directory of the user"
     ),
-    Setting(
-        "language", "english", "language of stop words and stemming", choices=tuple(LANGUAGES)
-    ),
+    Setting("language", "english", "language of stop words and stemming", choices=tuple(LANGUAGES)),
     Setting("start_timeout", 30.0, "seconds until a started server must be healthy", 0.1, 3600),
     Setting("stop_timeout", 30.0, "seconds until a stopping server is ended by force", 0.1, 3600),
     Setting(

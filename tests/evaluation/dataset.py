@@ -55,7 +55,7 @@ class Scope:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Stems of the proper names in the facts: capitalised within a sentence, and never in lower case."""
+        """Stems of the names in the facts: capitalised in a sentence, and never in lower case."""
         capitalised: set[str] = set()
         lowercase: set[str] = set()
         for fact in self.facts:
@@ -69,7 +69,9 @@ class Scope:
 
     def overlaps(self, question: Question) -> bool:
         """Whether the question shares a word other than names with one of its answers."""
-        return any(shares_content_word(question, self.by_id[a], self.names) for a in question.answers)
+        return any(
+            shares_content_word(question, self.by_id[a], self.names) for a in question.answers
+        )
 
 
 def load(directory: Path = DATA) -> list[Scope]:
@@ -127,7 +129,11 @@ class _Token:
 
     @property
     def is_name(self) -> bool:
-        return self.word[0].isupper() and not self.starts_sentence and self.word.lower() not in CALENDAR
+        return (
+            self.word[0].isupper()
+            and not self.starts_sentence
+            and self.word.lower() not in CALENDAR
+        )
 
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -146,7 +152,7 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 class _Stemmer(Protocol):
-    def stemWord(self, word: str) -> str: ...  # noqa: N802
+    def stemWord(self, word: str) -> str: ...
 
 
 _ALGORITHMS = {"en": "english", "fi": "finnish"}
@@ -172,7 +178,9 @@ def _japanese(text: str) -> Iterator[str]:
     for run in _JAPANESE_RUN.findall(text):
         word = run.lower()
         kanji = "一" <= word[0] <= "鿿"
-        pieces = [word[i : i + 2] for i in range(len(word) - 1)] if kanji and len(word) > 2 else [word]
+        pieces = (
+            [word[i : i + 2] for i in range(len(word) - 1)] if kanji and len(word) > 2 else [word]
+        )
         for piece in pieces:
             if piece not in stop and not any(mark in piece for mark in "何誰"):
                 yield piece
@@ -191,35 +199,37 @@ CALENDAR = frozenset(
 STOP_WORDS: dict[str, frozenset[str]] = {
     "en": frozenset(
         """
-        a an the and or but nor so if then than as at by for from in into of off on onto out over to up
-        with without within about above after again against all also always am any are aren't around
-        be been before being below between both can can't cannot could couldn't did didn't do does
-        doesn't doing don't done down during each either else ever every few further get gets getting
-        go goes going got had has hasn't have haven't having he her here hers herself he's him himself
-        his how i i'd i'll i'm i've is isn't it its it's itself just let like may me might mine more
-        most much many must my myself never no not now of once one only other our ours out own per
-        rather s same shall she should shouldn't since some such that that's the their theirs them
-        themselves then there there's these they they're this those though through till too under
-        until unless us user users very was wasn't we we'd we'll we're we've well were what what's
-        when where which while who whom whose who's why will won't would wouldn't yet you your yours
-        yourself dr mr mrs ms st because however instead is it's ok okay please thing things something
+        a an the and or but nor so if then than as at by for from in into of off on onto out
+        over to up with without within about above after again against all also always am any
+        are aren't around be been before being below between both can can't cannot could
+        couldn't did didn't do does doesn't doing don't done down during each either else ever
+        every few further get gets getting go goes going got had has hasn't have haven't having
+        he her here hers herself he's him himself his how i i'd i'll i'm i've is isn't it its
+        it's itself just let like may me might mine more most much many must my myself never no
+        not now of once one only other our ours out own per rather s same shall she should
+        shouldn't since some such that that's the their theirs them themselves then there
+        there's these they they're this those though through till too under until unless us user
+        users very was wasn't we we'd we'll we're we've well were what what's when where which
+        while who whom whose who's why will won't would wouldn't yet you your yours yourself dr
+        mr mrs ms st because however instead is it's ok okay please thing things something
         anything nothing someone anyone everyone everybody nobody
         """.split()
     ),
     "fi": frozenset(
         """
-        ja tai vai sekä että jotta koska kun jos kuin niin myös mutta vaan sillä joten eli en et ei emme
-        ette eivät eikä enkä älä ole olen olet on olemme olette ovat olin olit oli olimme olitte olivat
-        ollut olla olisi olisin oleva lienee minä sinä hän me te he se ne tämä tuo nämä nuo minun minut
-        minua minulla minulle minulta minusta minussa sinun hänen hänet häntä hänellä hänelle meidän
-        meitä meillä meille teidän heidän heitä heillä sen sitä siinä siitä siihen sillä sille siltä
-        niiden niitä tämän tätä tässä tästä tähän tällä tuon tuota joka jonka jota jossa josta johon
-        jolla jolle jotka joita mikä minkä mitä missä mistä mihin millä mille miltä miksi mitkä minne
-        kuka kenen ketä kenellä kenelle keneltä kenestä ketkä kumpi milloin koska kuinka miten millainen
-        millaisen millaista minkälainen montako monta monesko moneltako kauanko paljonko paljon onko
-        olenko oliko eikö voiko voinko saako saanko pitääkö pitää täytyy voi voin voit saa nyt sitten
-        vielä jo aina vain kanssa ennen jälkeen yli alle asti mukaan noin ihan hyvin kyllä käyttäjä
-        käyttäjän ettei ettemme etten
+        ja tai vai sekä että jotta koska kun jos kuin niin myös mutta vaan sillä joten eli en et
+        ei emme ette eivät eikä enkä älä ole olen olet on olemme olette ovat olin olit oli
+        olimme olitte olivat ollut olla olisi olisin oleva lienee minä sinä hän me te he se ne
+        tämä tuo nämä nuo minun minut minua minulla minulle minulta minusta minussa sinun hänen
+        hänet häntä hänellä hänelle meidän meitä meillä meille teidän heidän heitä heillä sen
+        sitä siinä siitä siihen sillä sille siltä niiden niitä tämän tätä tässä tästä tähän
+        tällä tuon tuota joka jonka jota jossa josta johon jolla jolle jotka joita mikä minkä
+        mitä missä mistä mihin millä mille miltä miksi mitkä minne kuka kenen ketä kenellä
+        kenelle keneltä kenestä ketkä kumpi milloin koska kuinka miten millainen millaisen
+        millaista minkälainen montako monta monesko moneltako kauanko paljonko paljon onko
+        olenko oliko eikö voiko voinko saako saanko pitääkö pitää täytyy voi voin voit saa nyt
+        sitten vielä jo aina vain kanssa ennen jälkeen yli alle asti mukaan noin ihan hyvin
+        kyllä käyttäjä käyttäjän ettei ettemme etten
         """.split()
     ),
     "ja": frozenset("私 僕 俺 人 時 分 日 月 年 今 前 後 中 方 事 物 的 誰 どこ ユーザー".split()),

@@ -31,7 +31,10 @@ def test_every_question_belongs_to_a_known_part(scope: Scope) -> None:
 
 @each_scope
 def test_no_text_occurs_twice_in_a_scope(scope: Scope) -> None:
-    for entries in ([fact.text for fact in scope.facts], [question.text for question in scope.questions]):
+    for entries in (
+        [fact.text for fact in scope.facts],
+        [question.text for question in scope.questions],
+    ):
         texts = Counter(" ".join(text.lower().split()) for text in entries)
         assert [text for text, count in texts.items() if count > 1] == []
 
@@ -44,10 +47,13 @@ def test_a_correction_is_later_than_what_it_corrects(scope: Scope) -> None:
 
 
 @each_scope
-def test_a_look_alike_resembles_another_fact_of_its_scope_and_corrects_nothing(scope: Scope) -> None:
+def test_a_look_alike_resembles_another_fact_of_its_scope_and_corrects_nothing(
+    scope: Scope,
+) -> None:
     for fact in scope.facts:
         if fact.resembles is not None:
-            assert fact.resembles in scope.by_id and fact.resembles != fact.id, fact.id
+            assert fact.resembles in scope.by_id, fact.id
+            assert fact.resembles != fact.id
             assert fact.corrects is None, fact.id
 
 

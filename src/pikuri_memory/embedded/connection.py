@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -19,6 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from pikuri_memory.embedded.replies import to_json
 
 _OPEN_FILES: Final = 4096
+# Not the loop's time, which many connections have in common.
+_turns: Final = itertools.count()
 
 
 class Connection(HttpToolsProtocol):
@@ -42,7 +45,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed = 0
         self._in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
-        self._idle_since = self.loop.time()
+        self._idle_since = next(_turns)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -97,7 +100,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
+        self._idle_since = next(_turns)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -105,8 +108,9 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "this is no HTTP request", "send HTTP/1.1 without an encryption")
 
     @property
-    def idle_since(self) -> float | None:
-        """The loop's time since which nothing is asked; None while a request is under way."""
+    def idle_since(self) -> int | None:
+        """The turn since which nothing is asked, the least being the earliest; None while a
+        request is under way."""
         return self._idle_since if self.cycle is None or self.cycle.response_complete else None
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -161,11 +165,12 @@ def allow_connections() -> None:
 
 def _make_room(connections: Iterable[Any], newcomer: Connection) -> None:
     idle = [
-        (since, number, other)
-        for number, other in enumerate(connections)
+        (since, other)
+        for other in connections
         if isinstance(other, Connection)
         and other is not newcomer
         and not other.transport.is_closing()
         and (since := other.idle_since) is not None
     ]
-    (min(idle)[2] if idle else newcomer).transport.close()
+    # No two have the same turn.
+    (min(idle)[1] if idle else newcomer).transport.close()

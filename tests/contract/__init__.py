@@ -1,0 +1,1 @@
+"""What every memory server must do, whoever wrote it: one suite for all of them."""

@@ -1,0 +1,1 @@
+"""Generated requests against the real server process: no 500, and nothing comes back changed."""

@@ -1,0 +1,1 @@
+"""Attacks against the real server process: nobody in, nothing changed, server alive."""
