@@ -19,11 +19,13 @@ def end_of(program: str, number: signal.Signals | None = None) -> tuple[int, lis
     search = os.pathsep.join(entry for entry in sys.path if entry)
     lines = [
         "import os, signal, sys, threading, time",
+        # A test run in the background of a shell ignores Ctrl-C, and so would this one.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)",
         "from pikuri_memory import finalizers",
         "say = lambda word: os.write(1, (word + chr(10)).encode())",
         program,
         "say('ready')",
-        "time.sleep(600)" if number is not None else "",
+        "time.sleep(60)" if number is not None else "",
     ]
     with subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines)],

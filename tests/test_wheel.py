@@ -13,7 +13,7 @@ from pikuri_memory import process
 
 ROOT = Path(__file__).parent.parent
 MOST_PACKAGES = 55
-MOST_MEGABYTES = 300
+MOST_MEGABYTES = 300  # of 2**20 bytes
 
 MAIN_JOB = """
 from pikuri_memory import EmbeddedServer
@@ -74,4 +74,4 @@ def _megabytes(directory: Path) -> float:
     total = 0
     for path, _, files in os.walk(directory):
         total += sum((Path(path) / name).lstat().st_size for name in files)
-    return total / 1e6
+    return total / 2**20
