@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "settings", "paths", "record", "_version", "files"},
     {"process", "finalizers", "lease", "waiting", "discovery"},
     {"client", "models"},
-    {"embedded", "transfer"},
+    {"embedded"},
     {"servers"},
     {"cli", "__main__", "__init__"},
 ]
