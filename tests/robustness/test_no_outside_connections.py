@@ -50,7 +50,7 @@ def traced(tmp_path: Path, *command: str) -> list[str]:
     return trace.read_text(errors="replace").splitlines()
 
 
-def test_a_whole_session_talks_to_the_loopback_only(tmp_path: Path) -> None:
+def test_row_12_a_whole_session_talks_to_the_loopback_only(tmp_path: Path) -> None:
     lines = traced(tmp_path, sys.executable, "-m", "tests.robustness.session", str(tmp_path))
     assert outside(lines) == []
     # Nor does a library keep something of its own about the user, as telemetry's device ids.

@@ -77,7 +77,7 @@ def test_the_page_can_read_and_change_a_server_that_lets_it(attacker: Site, tmp_
         ("attacker.test", "attacker.test"),
     ],
 )
-def test_a_page_of_another_origin_reads_and_changes_nothing(
+def test_row_11_a_page_of_another_origin_reads_and_changes_nothing(
     target: Target, attacker: Site, tmp_path: Path, own: str, other: str
 ) -> None:
     refused = target.refusals()
