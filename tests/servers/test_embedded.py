@@ -25,7 +25,7 @@ from pikuri_memory.lease import ExclusiveLock
 from pikuri_memory.paths import DataPaths, default_data_dir
 from pikuri_memory.servers.lifecycle import stop
 from pikuri_memory.waiting import Deadline, wait_for
-from tests.servers.soak import SOAK_SECONDS, soak
+from tests.servers.soak import REAL_SOAK_SECONDS, soak
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_building_one_has_no_effect(tmp_path: Path) -> None:
 
 
 def test_many_processes_that_come_and_go_never_meet_a_stopping_server(data_dir: Path) -> None:
-    outcome = soak(data_dir, "embedded", SOAK_SECONDS)
+    outcome = soak(data_dir, "embedded", REAL_SOAK_SECONDS)
     assert outcome.failures == []
     gone(data_dir)
     log = DataPaths.at(data_dir).server_log.read_text()
