@@ -13,7 +13,9 @@ from pikuri_memory import process
 
 ROOT = Path(__file__).parent.parent
 MOST_PACKAGES = 55
-MOST_MEGABYTES = 300  # of 2**20 bytes
+# Of 2**20 bytes, and so not yet what is wanted: 300 MB in the usual units of 10**6 bytes, of which
+# 304 were seen. onnxruntime is the largest part.
+MOST_MEGABYTES = 300
 
 MAIN_JOB = """
 from pikuri_memory import EmbeddedServer
