@@ -41,6 +41,10 @@ class LookupEmbedder:
         """The vectors of known texts."""
         return self._lookup.vectors(texts)
 
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As :meth:`embed`: this model embeds questions as it does facts."""
+        return self.embed(texts)
+
 
 def main(arguments: list[str]) -> int:
     """Serve until stopped."""

@@ -38,8 +38,19 @@ Every error says what failed, with which values, and carries a ``hint``: the nex
     │   ├── CommandNotFoundError           command_not_found         500     7
     │   ├── CommandFailedError             command_failed            500     7
     │   └── CommandTimeoutError            command_timeout           500     7
-    └── DamagedInstallationError           damaged_installation      500     8
-        (RuntimeError)
+    ├── DamagedInstallationError           damaged_installation      500     8
+    │   │   (RuntimeError)
+    │   └── MissingExtraError              missing_extra             500     8
+    └── ModelError (RuntimeError)          model                     502     9
+        ├── RouterUnreachableError         router_unreachable        503     9
+        ├── RouterBusyError                router_busy               503     9
+        ├── RouterTimeoutError             router_timeout            504     9
+        ├── RouterRefusedError             router_refused            502     9
+        ├── ModelNotOfferedError           model_not_offered         502     9
+        ├── ContextTooSmallError           context_too_small         502     9
+        ├── ModelAnswerError               model_answer              502     9
+        └── EmbeddingError                 embedding                 502     9
+            └── EmbedderUnavailableError   embedder_unavailable      503     9
 
 A server puts ``code``, the message and the hint into its reply; the client raises the class that
 :func:`error_for` finds for the code, so that one ``except`` serves both sides of the wire.
@@ -294,6 +305,86 @@ class DamagedInstallationError(PikuriMemoryError, RuntimeError):
 
     code = "damaged_installation"
     exit_code = 8
+
+
+class MissingExtraError(DamagedInstallationError):
+    """Something was asked for that an optional part of the package does; the hint installs it."""
+
+    code = "missing_extra"
+
+
+class ModelError(PikuriMemoryError, RuntimeError):
+    """The user's model endpoint (the router) did not do its part; nothing was stored.
+
+    Attributes:
+        retry_after: Seconds after which another try may help; None where time does not help.
+    """
+
+    code = "model"
+    status = 502
+    exit_code = 9
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class RouterUnreachableError(ModelError):
+    """Nothing answers at the router's address, or it hangs up."""
+
+    code = "router_unreachable"
+    status = 503
+
+
+class RouterBusyError(ModelError):
+    """The router is loading a model, or says that it has too much to do."""
+
+    code = "router_busy"
+    status = 503
+
+
+class RouterTimeoutError(ModelError):
+    """The router did not answer in time."""
+
+    code = "router_timeout"
+    status = 504
+
+
+class RouterRefusedError(ModelError):
+    """The router answered with an error of its own."""
+
+    code = "router_refused"
+
+
+class ModelNotOfferedError(ModelError):
+    """The router does not have the model, or none of the kind that is needed."""
+
+    code = "model_not_offered"
+
+
+class ContextTooSmallError(ModelError):
+    """The prompt is longer than what the model can read at once."""
+
+    code = "context_too_small"
+
+
+class ModelAnswerError(ModelError):
+    """A chat model answered with nothing, with half an answer, or with another form than asked."""
+
+    code = "model_answer"
+
+
+class EmbeddingError(ModelError):
+    """An embedding model answered with what is no vector of the expected kind."""
+
+    code = "embedding"
+
+
+class EmbedderUnavailableError(EmbeddingError):
+    """No vectors can be had now; searches go on by words, nothing new is stored."""
+
+    code = "embedder_unavailable"
+    status = 503
 
 
 def _tree(cls: type[PikuriMemoryError]) -> dict[str, type[PikuriMemoryError]]:

@@ -51,6 +51,11 @@ class DataPaths:
         return self.root / "server.json"
 
     @property
+    def models(self) -> Path:
+        """Which models are used, and what the probe found out about them (mode 0600)."""
+        return self.root / "models.json"
+
+    @property
     def locks(self) -> Path:
         """The directory of lock files, which are never unlinked."""
         return self.root / "locks"
@@ -97,7 +102,7 @@ class DataPaths:
 
     def present(self) -> list[Path]:
         """What is there of all that this package makes in the directory, and nothing else."""
-        files = (self.record, self.api_key, self.server_info, self.keep_marker)
+        files = (self.record, self.api_key, self.server_info, self.models, self.keep_marker)
         # SQLite's own beside the record, and what a crash left of a file that was being replaced.
         names = {f"{self.record.name}-{part}" for part in ("wal", "shm", "journal")}
         names |= {path.name for path in (*files, self.index, self.locks, self.logs)}

@@ -88,6 +88,44 @@ _ROWS = (
         "data_dir", None, "directory of the memories; default: the XDG data directory of the user"
     ),
     Setting("language", "english", "language of stop words and stemming", choices=tuple(LANGUAGES)),
+    Setting(
+        "router",
+        None,
+        "URL of an OpenAI-compatible model endpoint: http://, https:// or unix:/path; none forgets"
+        " the one that was used before",
+    ),
+    Setting(
+        "router_key_file", None, "file (mode 0600) that holds the API key of the model endpoint"
+    ),
+    Setting(
+        "llm_model",
+        None,
+        "chat model of the endpoint that extracts facts; none keeps texts as they are; default:"
+        " the best one offered",
+    ),
+    Setting(
+        "embedder_model",
+        None,
+        "embedding model of the endpoint, or builtin; default: that of the memories, else the"
+        " best one offered",
+    ),
+    Setting(
+        "router_concurrency", 1, "most extractions that the model endpoint works on at once", 1, 256
+    ),
+    Setting(
+        "router_timeout",
+        300.0,
+        "seconds that the model endpoint has to load a model and answer one request",
+        0.1,
+        86_400,
+    ),
+    Setting(
+        "extraction_timeout",
+        600.0,
+        "seconds that an extraction may take in all, its wait for others included",
+        0.1,
+        86_400,
+    ),
     Setting("start_timeout", 30.0, "seconds until a started server must be healthy", 0.1, 3600),
     Setting("stop_timeout", 30.0, "seconds until a stopping server is ended by force", 0.1, 3600),
     Setting(
@@ -120,6 +158,13 @@ class Settings:
     port: int
     data_dir: str | None
     language: str
+    router: str | None
+    router_key_file: str | None
+    llm_model: str | None
+    embedder_model: str | None
+    router_concurrency: int
+    router_timeout: float
+    extraction_timeout: float
     start_timeout: float
     stop_timeout: float
     free_space_reserve: int

@@ -39,6 +39,10 @@ class HashEmbedder:
             row /= np.linalg.norm(row)
         return rows
 
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As :meth:`embed`: this model embeds questions as it does facts."""
+        return self.embed(texts)
+
 
 class OtherEmbedder(HashEmbedder):
     """The same with another identity."""

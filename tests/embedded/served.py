@@ -41,6 +41,10 @@ class WordEmbedder:
         found: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return found
 
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As :meth:`embed`: this model embeds questions as it does facts."""
+        return self.embed(texts)
+
 
 class Served:
     """A running server and a client with the key."""

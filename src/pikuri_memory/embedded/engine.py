@@ -772,7 +772,7 @@ class Engine:
             raise InvalidRequestError("the query is blank", hint="ask something")
         question = self._questions.get(query.text)
         if question is None:
-            vector = (await self._embed_all([query.text]))[0]
+            vector = (await self._embed_all([query.text], self._embedder.embed_queries))[0]
             question = Question(vector, vector.tolist(), self._tokenizer.ids(query.text))
             self._questions[query.text] = question
             if len(self._questions) > CACHED_QUESTIONS:
@@ -900,15 +900,18 @@ class Engine:
 
     # -- embedding ---------------------------------------------------------------------------------
 
-    async def _embed_all(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def _embed_all(
+        self,
+        texts: Sequence[str],
+        embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
+    ) -> NDArray[np.float32]:
+        embed = embed or self._embedder.embed
         if self._embedder.immediate:
-            return self._embedder.embed(texts)
+            return embed(texts)
         loop = asyncio.get_running_loop()
         parts = await asyncio.gather(
             *(
-                loop.run_in_executor(
-                    self._threads, self._embedder.embed, texts[start : start + EMBED_BATCH]
-                )
+                loop.run_in_executor(self._threads, embed, texts[start : start + EMBED_BATCH])
                 for start in range(0, len(texts), EMBED_BATCH)
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal, Protocol
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pikuri_memory.models.identity import EmbedderIdentity
 from pikuri_memory.record import Event, Scope
+from pikuri_memory.waiting import Deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,8 @@ class Condition(Protocol):
 class Embedder(Protocol):
     """Turns texts into vectors.
 
-    ``immediate`` says that ``embed`` never takes longer than a fraction of a millisecond (a
-    look-up), so that it may be called from the event loop.
+    ``immediate`` says that neither way to embed ever takes longer than a fraction of a millisecond
+    (a look-up), so that both may be called from the event loop.
     """
 
     @property
@@ -162,5 +163,62 @@ class Embedder(Protocol):
     def immediate(self) -> bool: ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of shape (len(texts), dimensions), rows of unit length."""
+        """Vectors of texts to be found, shape (len(texts), dimensions), rows of unit length.
+
+        Raises:
+            EmbedderUnavailableError: They cannot be had now.
+            EmbeddingError: What came back are no vectors of this embedder.
+        """
+        ...
+
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors of questions; otherwise as :meth:`embed`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What an extraction made of a turn.
+
+    Attributes:
+        text: The fact.
+        metadata: What the extraction says of it (``attributed_to``), beside the caller's.
+        vector: Of the text, where the pipeline has made it already.
+    """
+
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    vector: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an extraction is told.
+
+    Attributes:
+        messages: As posted, in their order.
+        scope: Whose memories it becomes.
+        recent: Messages of the same scope before it, oldest first.
+        existing: The memories nearest to a vector (of unit length) in the scope, best first; at
+            most as many as asked.
+        prompt: Instructions of the caller; None where there are none.
+    """
+
+    messages: Sequence[Message]
+    scope: Scope
+    recent: Sequence[Message]
+    existing: Callable[[NDArray[np.float32], int], Sequence[StoredMemory]]
+    prompt: str | None = None
+
+
+class Extractor(Protocol):
+    """Turns a turn into facts. Used by several threads at once."""
+
+    def extract(self, turn: Turn, deadline: Deadline) -> list[Fact]:
+        """The facts of a turn, in the order of the pipeline; empty only when the model said so.
+
+        Raises:
+            ModelError: The model did not do its part: the turn has no facts yet, and is to be
+                tried again.
+        """
         ...

@@ -205,6 +205,10 @@ class BuiltinEmbedder:
             vectors[batch] = self._run([tokens[position] for position in batch])
         return vectors
 
+    def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As :meth:`embed`: this model embeds questions as it does facts."""
+        return self.embed(texts)
+
     def _tokens(self, text: str) -> NDArray[np.int64]:
         if not isinstance(text, str):
             raise TypeError(f"a text to embed must be str, not {type(text).__name__}")
