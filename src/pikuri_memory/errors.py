@@ -11,6 +11,7 @@ Every error says what failed, with which values, and carries a ``hint``: the nex
     │   ├── TooLargeError                  too_large                 413     2
     │   ├── IdempotencyConflictError       idempotency_conflict      422     2
     │   ├── DuplicateTextError             duplicate_text            409     2
+    │   ├── ReembeddingUnderWayError       reembedding_under_way     409     2
     │   ├── ExtractionUnavailableError     extraction_unavailable    422     2
     │   ├── UnsupportedMediaTypeError      unsupported_media_type    415     2
     │   ├── MethodNotAllowedError          method_not_allowed        405     2
@@ -67,11 +68,15 @@ class PikuriMemoryError(Exception):
     Args:
         message: What failed, with which values. Never memory text, a query or a key.
         hint: The next thing to do or to type; empty where there is none.
+
+    Attributes:
+        retry_after: Seconds after which another try may help, where a server told; else None.
     """
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -117,6 +122,13 @@ class DuplicateTextError(InvalidRequestError):
     """An update would make two memories of one scope say the same."""
 
     code = "duplicate_text"
+    status = 409
+
+
+class ReembeddingUnderWayError(InvalidRequestError):
+    """The memories are being embedded anew by another embedder already."""
+
+    code = "reembedding_under_way"
     status = 409
 
 
@@ -363,9 +375,24 @@ class ModelNotOfferedError(ModelError):
 
 
 class ContextTooSmallError(ModelError):
-    """The prompt is longer than what the model can read at once."""
+    """The prompt is longer than what the model can read at once.
+
+    Attributes:
+        room: Tokens that the model reads at once; None where that was not told.
+    """
 
     code = "context_too_small"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        retry_after: float | None = None,
+        room: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.room = room
 
 
 class ModelAnswerError(ModelError):
