@@ -4,6 +4,8 @@
 #   chromium   a real browser that attacks the server from a foreign page
 #   strace     watches every connection of a whole session
 #   python3-venv, git, make   what README names
+#
+# and llama.cpp's llama-server, which is unpacked and not installed: scripts/llama_cpp.sh
 set -euo pipefail
 
 packages=(chromium git make python3-venv strace util-linux)
@@ -13,11 +15,12 @@ for package in "${packages[@]}"; do
 done
 if [ "${#missing[@]}" -eq 0 ]; then
   echo "all system packages are there: ${packages[*]}"
-  exit 0
+else
+  root=()
+  [ "$(id -u)" -eq 0 ] || root=(sudo)
+  export DEBIAN_FRONTEND=noninteractive
+  "${root[@]}" apt-get update -q
+  "${root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}"
 fi
 
-root=()
-[ "$(id -u)" -eq 0 ] || root=(sudo)
-export DEBIAN_FRONTEND=noninteractive
-"${root[@]}" apt-get update -q
-"${root[@]}" apt-get install -q -y --no-install-recommends "${missing[@]}"
+bash "$(dirname "$0")/llama_cpp.sh"
