@@ -29,6 +29,8 @@ class Fact:
     """The older fact of the same scope that this one succeeds."""
     resembles: str | None = None
     """A fact that this one looks like a correction of, but is not."""
+    repeats: str | None = None
+    """A fact that this one says again in other words."""
     session: str | None = None
     role: str | None = None
     lang: str = "en"

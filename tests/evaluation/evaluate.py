@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
@@ -32,6 +32,8 @@ from pikuri_memory.embedded.ranking import FORMULA, Formula
 from pikuri_memory.models.builtin import BuiltinEmbedder
 from pikuri_memory.record import Scope as MemoryScope
 
+from . import changes
+from .changes import Decision
 from .dataset import PARTS, Question, Scope, load
 
 REPORT: Final = Path(__file__).parents[2] / "docs" / "evaluation.md"
@@ -53,6 +55,9 @@ GRID: Final = {
 
 FRESH: Final = re.compile(r"finnish-2-|.*-n\d")
 """Ids of questions that were added after the formula was fixed: always of the reported half."""
+
+Rows = Mapping[str, int]
+"""The row of each fact, by its id."""
 
 Figures = NDArray[np.float64]
 """One row a question (or one for all), one column for each of METRICS."""
@@ -94,6 +99,20 @@ def hybrid(formula: Formula = FORMULA) -> Order:
         best = ranking.shortlist(case.candidates, TOP_K, share, formula)
         best.sort(key=lambda pair: (-pair[0], -case.created[pair[1].row]))
         return [candidate.row for _, candidate in best[:TOP_K]]
+
+    return order
+
+
+def linked(newer_of: Mapping[int, Sequence[int]]) -> Order:
+    """Rows as the product orders them where successors stand before what they supersede."""
+
+    def order(case: Case) -> list[int]:
+        share = ranking.word_share(ranking.background(case.candidates))
+        best = ranking.shortlist(case.candidates, TOP_K, share)
+        best.sort(key=lambda pair: (-pair[0], -case.created[pair[1].row]))
+        scores = {candidate.row: score for score, candidate in best[:TOP_K]}
+        raised = ranking.raise_successors(scores, newer_of)
+        return sorted(raised, key=lambda row: (-raised[row], -case.created[row], -row))[:TOP_K]
 
     return order
 
@@ -164,6 +183,12 @@ class Vectors:
         return self._rows[text]
 
 
+def rows_of(scopes: Sequence[Scope]) -> dict[str, int]:
+    """The row of each fact, by its id."""
+    ids = (fact.id for scope in scopes for fact in scope.facts)
+    return {id_: row for row, id_ in enumerate(ids, start=1)}
+
+
 def search(
     scopes: Sequence[Scope], vectors: Vectors, language: str, limit: int, parts: Sequence[str]
 ) -> list[Case]:
@@ -173,7 +198,7 @@ def search(
     """
     tokenizer = Tokenizer(language)
     facts = [(scope, fact) for scope in scopes for fact in scope.facts]
-    row_of = {fact.id: row for row, (_, fact) in enumerate(facts, start=1)}
+    row_of = rows_of(scopes)
     documents = [tokenizer.document(fact.text) for _, fact in facts]
     frequencies = Counter(term for document in documents for term in set(document.ids))
     cases: list[Case] = []
@@ -326,6 +351,26 @@ def newer_table(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
+def link_table(cases: Sequence[Case], decisions: Sequence[Decision], rows: Rows) -> list[str]:
+    """What the links do to the answers, in the scopes that are asked questions."""
+    newer_of = {
+        rows[decision.chosen.id]: [rows[decision.fact.id]]
+        for decision in decisions
+        if decision.chosen is not None and decision.chosen.id in rows
+    }
+    lines = []
+    for name, order in (("without links", hybrid()), ("with links", linked(newer_of))):
+        found = measure(cases, order)
+        means = {part: found[mask].mean(axis=0) for part, mask in parts_of(cases)}
+        cells = "  ".join(
+            f"{part} recall@1 {_short(means[part][0])} recall@5 {_short(means[part][1])}"
+            f" MRR {_short(means[part][3])}"
+            for part in ("correction", "all")
+        )
+        lines.append(f"{name:<14} {_newer(cases, order)}   {cells}")
+    return lines
+
+
 def _newer(cases: Sequence[Case], order: Order) -> str:
     share, pairs = newer_first(cases, order)
     return f"{_short(share)} of {pairs} pairs"
@@ -437,7 +482,24 @@ def sections(scopes: Sequence[Scope], vectors: Vectors) -> list[tuple[str, list[
         cells = "  ".join(f"{m} {_short(v)}" for m, v in zip(METRICS, means, strict=True))
         lines.append(f"{number:>4} of each list  {cells}")
     found.append(("Tuning half: candidates", lines))
+    found += successions(scopes, vectors, held_out)
     return found
+
+
+def successions(
+    scopes: Sequence[Scope], vectors: Vectors, held_out: Sequence[Case]
+) -> list[tuple[str, list[str]]]:
+    """Headings with the lines of what is said of links."""
+    everything = [*scopes, *load(changes.CHANGES)]
+    decisions = changes.decide(everything, vectors.__getitem__)
+    absent = changes.decide(everything, vectors.__getitem__, without_predecessor=True)
+    return [
+        (changes.TITLE, changes.table(decisions, absent)),
+        (
+            "Held-out half: a correction before what it corrects, by links",
+            link_table(held_out, decisions, rows_of(scopes)),
+        ),
+    ]
 
 
 def header(scopes: Sequence[Scope]) -> list[str]:
@@ -471,6 +533,8 @@ def document(head: Sequence[str], found: Sequence[tuple[str, list[str]]]) -> str
     ]
     for title, lines in found:
         parts += [f"## {title}", "```\n" + "\n".join(lines) + "\n```"]
+        if title == changes.TITLE:
+            parts.insert(-1, changes.HISTORY.rstrip())
     return "\n\n".join(parts) + "\n"
 
 
@@ -482,7 +546,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="search the grid on the tuning half")
     chosen = parser.parse_args(arguments)
     scopes = load()
-    vectors = Vectors(scopes)
+    vectors = Vectors(changes.load_changes())
     out = sys.stdout.write
     if chosen.tune:
         cases = search(scopes, vectors, "english", max(ranking.CANDIDATES, 4 * TOP_K), PARTS)
