@@ -11,7 +11,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import corpus, environments, measure, report
+from benchmarks import corpus, environments, extraction, measure, report
 from benchmarks.servers import BenchmarkError, Workspace
 from pikuri_memory.errors import PikuriMemoryError
 
@@ -40,6 +40,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--skip-shipped",
         action="store_true",
         help="leave out starts, stops and memory of the server as it is shipped",
+    )
+    parser.add_argument(
+        "--skip-extraction",
+        action="store_true",
+        help="leave out adds with extraction, which need the extra `extraction`",
     )
     parser.add_argument(
         "--cache",
@@ -121,6 +126,11 @@ def run(
         say("embedder and --help")
         results.embedder = measure.embedder(workspace, made, 64 if options.quick else 256)
         results.help_cpu = measure.help_cpu(workspace, 3 if options.quick else 7)
+    if not options.skip_extraction:
+        say("extraction: an add, and reads beside 8 of them")
+        results.extraction = extraction.measure(
+            workspace, made, rounds=effort.rounds, seconds=2 * effort.slow_seconds
+        )
     results.seconds = time.perf_counter() - started
 
 

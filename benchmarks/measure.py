@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from benchmarks import servers
 from benchmarks.corpus import Corpus
+from benchmarks.extraction import Extraction
 from benchmarks.load import write_requests
 from benchmarks.servers import BenchmarkError, Limit, MemoryUse, Ours, Server, Workspace
 from pikuri_memory import process
@@ -129,6 +130,7 @@ class Results:
     lives: dict[int, Life] = field(default_factory=dict)
     embedder: dict[str, float] = field(default_factory=dict)
     help_cpu: float | None = None
+    extraction: Extraction | None = None
     versions: list[str] = field(default_factory=list)
     seconds: float = 0.0
     quick: bool = False

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from benchmarks.extraction import AT_ONCE, MODEL_SECONDS, SLOW_MODEL_SECONDS, Extraction
 from benchmarks.measure import BATCH, CLIENTS, Figures, Results, Run
 from benchmarks.servers import TOP_K
 
@@ -143,6 +144,19 @@ def targets(results: Results) -> list[Target]:
         duration,
     )
     at_most("`pikuri-memory --help`, CPU time", results.help_cpu, 0.2, duration)
+    extracted = results.extraction
+    at_most(
+        "add with extraction over the model's own time, p50",
+        extracted.overhead if extracted else None,
+        0.03,
+        duration,
+    )
+    at_most(
+        f"search p50 while {AT_ONCE} extractions are under way, against the quiet one",
+        extracted.slowdown if extracted else None,
+        1.5,
+        lambda ratio: f"{ratio:.2f} times",
+    )
     return found
 
 
@@ -184,6 +198,8 @@ def markdown(results: Results) -> str:
             lines += _table(("", *map(_clients, CLIENTS)), ratios)
     lines += ["", "## pikuri-memory as it is shipped, with the real embedder", ""]
     lines += _shipped(results)
+    if results.extraction is not None:
+        lines += ["", "## Extraction with a model", "", *_extraction(results.extraction)]
     lines += ["", "## How it was measured", "", *_method(results)]
     return "\n".join(lines) + "\n"
 
@@ -281,6 +297,18 @@ def _shipped(results: Results) -> list[str]:
     return [*lines, *([""] if lives else []), *_table(("", ""), other)]
 
 
+def _extraction(seen: Extraction) -> list[str]:
+    rows = [
+        ("the model asked directly, p50", duration(seen.model)),
+        ("add with extraction, 1 client: p50", duration(seen.add)),
+        ("of which not the model's", duration(seen.overhead)),
+        ("search, 1 client, nothing else: p50", duration(seen.quiet)),
+        (f"search, 1 client, beside {AT_ONCE} extractions: p50", duration(seen.busy)),
+        ("extractions that ended meanwhile", f"{seen.extracted:,}"),
+    ]
+    return _table(("", ""), rows)
+
+
 def _method(results: Results) -> list[str]:
     used = max(
         (
@@ -318,4 +346,8 @@ def _method(results: Results) -> list[str]:
         " whose memory is in the reply. It is no measure of quality: see `make evaluate`.",
         "- The last table has the server as it is shipped (`pikuri-memory serve`), with the real"
         " embedder; its searches contain the embedder's time unless the same question came before.",
+        "- *Extraction*: the server as it is shipped, with the built-in embedder and 10,000"
+        " memories; the model is a process that answers one fact after"
+        f" {MODEL_SECONDS * 1000:.0f} ms (while reads are measured, {SLOW_MODEL_SECONDS:g} s), and"
+        " is asked directly with a prompt as long as mem0's for its own time.",
     ]

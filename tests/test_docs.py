@@ -14,12 +14,14 @@ from pikuri_memory import process
 from pikuri_memory.discovery import read_server_info
 from pikuri_memory.paths import DataPaths
 from tests.conftest import require
+from tests.router.scripted import ScriptedRouter
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Set-up that other tests run: the wheel in an empty environment, and this very suite.
 ELSEWHERE = ("pip install ", "make ", "sudo apt ")
 DEFAULT_ENDPOINT = "http://127.0.0.1:8888"
+ROUTERS = r"http://127\.0\.0\.1:(?:8080|11434)"
 
 
 def blocks(kind: str) -> Iterator[tuple[str, str]]:
@@ -71,6 +73,12 @@ CONSOLE = [
 
 @pytest.mark.parametrize("block", CONSOLE)
 def test_every_command_that_is_shown_works(block: str, shell: Path) -> None:
+    with ScriptedRouter(embedding_models=("nomic-embed-text",)) as router:
+        type_in(re.sub(ROUTERS, router.url, block), shell)
+
+
+def type_in(block: str, shell: Path) -> None:
+    """Run the commands of a block, with a server."""
     typed = [command for command in commands(block) if is_needed(command)]
     started = any(command.startswith("pikuri-memory up") for command in typed)
     if not started:

@@ -12,9 +12,11 @@ import pikuri_memory
 from pikuri_memory import errors
 
 NAMES = {"AsyncMem0Client", "EmbeddedServer", "Mem0Client", "Record", "Scope"} | {
+    "Degraded",
     "Entity",
     "Health",
     "HistoryEntry",
+    "Matches",
     "__version__",
 }
 ERRORS = {

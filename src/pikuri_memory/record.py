@@ -102,6 +102,21 @@ class Scope:
 
 
 @dataclass(frozen=True)
+class Degraded:
+    """Why a search had to do with less than it has.
+
+    Attributes:
+        code: For programs, as of the errors: ``embedder_unavailable``.
+        detail: What happened, for a person.
+        hint: What to do next.
+    """
+
+    code: str
+    detail: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
     """One memory as a client sees it.
 
@@ -118,6 +133,8 @@ class Record:
         run_id: The run of its scope.
         expiration_date: Last day (UTC) on which it is found; None for ever.
         explanation: The parts of ``score`` where ``explain`` asked for them.
+        supersedes: Ids of older memories of the same scope that this one replaces.
+        superseded_by: Ids of later ones that replace this one.
     """
 
     id: str
@@ -132,3 +149,16 @@ class Record:
     run_id: str | None = None
     expiration_date: date | None = None
     explanation: Mapping[str, Any] | None = None
+    supersedes: tuple[str, ...] = ()
+    superseded_by: tuple[str, ...] = ()
+
+
+class Matches(list[Record]):
+    """What a search found, best first: a list, and one thing beside it.
+
+    Attributes:
+        degraded: Why it was found by its words alone, where the user's embedding model could not
+            be asked; None where all was well.
+    """
+
+    degraded: Degraded | None = None

@@ -75,6 +75,22 @@ def test_a_list_is_newest_first_and_may_be_cut(run: Runner, server: Path, user: 
     assert len(run("list", "--user", user, "--limit", "2").out.splitlines()) == 2
 
 
+def test_what_replaces_what_is_told_in_json_and_of_one_memory(
+    run: Runner, server: Path, user: str
+) -> None:
+    old = added(run, "The user lives in Turku near the river", user)
+    new = added(run, "The user moved from Turku to Oulu", user)
+    rows = {row["id"]: row for row in run("list", "--user", user, "--json").lines}
+    assert rows[new]["supersedes"] == [old]
+    assert rows[old]["superseded_by"] == [new]
+    assert "supersedes" not in rows[old]
+    found = run("search", "near the river in Turku", "--user", user, "--json").document["results"]
+    assert [row["id"] for row in found] == [new, old]
+    assert f"superseded by: {new}" in run("get", old).out
+    assert f"supersedes: {old}" in run("get", new).out
+    assert "superseded" not in run("list", "--user", user).out
+
+
 def test_nothing_found_is_no_failure(run: Runner, server: Path, user: str) -> None:
     told = run("search", "anything", "--user", user)
     assert (told.code, told.out, told.err) == (0, "", "nothing found\n")

@@ -18,24 +18,28 @@ def test_what_is_exported_can_be_imported_elsewhere_and_is_the_same(
     run("add", "it has ended", "--user", user, "--expires", "2001-01-01")
     changed = run("add", "before", "--user", user, "--json").document["results"][0]["id"]
     run("update", changed, "after")
+    run("add", "The user lives in Turku", "--user", user)
+    run("add", "The user moved from Turku to Oulu", "--user", user)
     file = tmp_path / "export.jsonl"
     told = run("export", str(file), "--user", user)
-    assert told.out == f"exported 4 memories to {file}\n"
+    assert told.out == f"exported 6 memories to {file}\n"
     assert file.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.glob(".*")) == []
 
     other = tmp_path / "other"
     with EmbeddedServer(port=0, data_dir=other, free_space_reserve=0):
         at = ["--data-dir", str(other)]
-        assert run("import", str(file), *at).out == "4 added, 0 known already, 0 refused\n"
-        assert run("import", str(file), *at).out == "0 added, 4 known already, 0 refused\n"
+        assert run("import", str(file), *at).out == "6 added, 0 known already, 0 refused\n"
+        assert run("import", str(file), *at).out == "0 added, 6 known already, 0 refused\n"
         again = run("export", "--json", *at).lines
     header, *memories = [json.loads(line) for line in file.read_text().splitlines()]
     assert header["format"] == "pikuri-memory-export"
     assert header["version"] == 1
     assert header["scope"] == {"user_id": user}
     assert memories == again[1:]
-    assert [row["new_text"] for row in memories[0]["history"]] == ["before", "after"]
+    assert [row["new_text"] for row in memories[2]["history"]] == ["before", "after"]
+    assert memories[0]["supersedes"] == [memories[1]["id"]]
+    assert memories[1]["superseded_by"] == [memories[0]["id"]]
 
 
 def test_a_bad_line_costs_nothing_else(run: Runner, server: Path, user: str) -> None:

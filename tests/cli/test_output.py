@@ -67,6 +67,19 @@ def test_on_a_terminal_a_table_takes_nothing_for_markup(monkeypatch: pytest.Monk
     assert "\x1b]" not in shown
 
 
+def test_a_remark_to_a_cell_is_seen_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [["1", output.Noted("tea", "superseded by [b]2\x1b")]]
+    assert output.Output(False).table(["score", "memory"], rows) == 1
+    assert capsys.readouterr().out == "1\ttea\n"
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.Output(False).table(["score", "memory"], rows)
+    assert "(superseded by [b]2\\x1b)" in screen.getvalue()
+
+
 def test_a_person_and_a_program_get_one_of_two(capsys: pytest.CaptureFixture[str]) -> None:
     for as_json, expected in ((True, '{"a": 1}\n'), (False, "said\nname: value\n")):
         out = output.Output(as_json)

@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pikuri_memory.client import protocol
-from pikuri_memory.client.protocol import Failure, Outgoing, Pause, Reply, Request, Session
+from pikuri_memory.client.protocol import Failure, Outgoing, Pause, Reply, Request, Session, Steps
 from pikuri_memory.client.replies import Entity, Health, HistoryEntry, Page
 from pikuri_memory.errors import (
+    EmbedderUnavailableError,
     InvalidRequestError,
     MemoryNotFoundError,
     PikuriMemoryError,
     ServerUnavailableError,
     UnexpectedReplyError,
 )
-from pikuri_memory.record import UNSET, Record
+from pikuri_memory.record import UNSET, Degraded, Matches, Record
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ def add() -> Request[list[Record]]:
     )
 
 
-def search() -> Request[list[Record]]:
+def search() -> Request[Matches]:
     return protocol.search(
         "walnuts",
         **ADA,
@@ -98,8 +99,25 @@ def run(
         except StopIteration as end:
             value: T = end.value
             return value, taken
+        if isinstance(step, Outgoing) and asks_for_time(request, step):
+            outcome = reply({"status": "ok", "server": "another"}, ours=False)
+            continue
         taken.append(step)
         outcome = next(left) if isinstance(step, Outgoing) else None
+
+
+def asks_for_time(request: Request[Any], step: Outgoing | Pause) -> bool:
+    """Whether a step asks how long an addition may take, before the addition itself."""
+    return isinstance(step, Outgoing) and step.url.endswith("/health") and request.slow
+
+
+def begun(session: Session, request: Request[T]) -> tuple[Steps[T], Outgoing | Pause]:
+    """The steps of a request, and the first that is its own."""
+    steps = session.exchange(request)
+    first = next(steps)
+    if asks_for_time(request, first):
+        first = steps.send(REFUSED)
+    return steps, first
 
 
 def pauses(taken: Iterable[Outgoing | Pause]) -> list[float]:
@@ -108,9 +126,8 @@ def pauses(taken: Iterable[Outgoing | Pause]) -> list[float]:
 
 def test_a_refused_connection_is_tried_again_after_short_pauses() -> None:
     for request, _ in REQUESTS.values():
-        session = Session(ENDPOINT, KEY)
-        steps = session.exchange(request)
-        taken = [next(steps)]
+        steps, first = begun(Session(ENDPOINT, KEY), request)
+        taken = [first]
         for outcome in (REFUSED, None, REFUSED, None):
             taken.append(steps.send(outcome))
         assert pauses(taken) == [0.1, 0.3]
@@ -167,9 +184,74 @@ def test_a_reply_may_take_thirty_seconds_an_addition_sixty_and_a_connection_five
         return step.connect_seconds, step.read_seconds
 
     assert times(Session(ENDPOINT, KEY), search()) == (5, 30)
-    assert times(Session(ENDPOINT, KEY), add()) == (5, 60)
     assert times(Session(ENDPOINT, KEY, 2.0), add()) == (2, 2)
     assert times(Session(ENDPOINT, KEY, 90.0), search()) == (5, 90)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        (reply({"status": "ok", "server": "pikuri-memory", "version": "1"}), 60),
+        (reply({"status": "ok", "server": "pikuri-memory", "add_seconds": 900.5}), 900.5),
+        (reply({"status": "ok", "server": "pikuri-memory", "add_seconds": 3}), 60),
+        (reply({"status": "ok", "server": "pikuri-memory", "add_seconds": "x"}), 60),
+        (reply({"detail": "Not Found"}, 404, ours=False), 660),
+        (reply({"status": "ok", "add_seconds": 1}, ours=False), 660),
+        (REFUSED, 660),
+    ],
+)
+def test_an_addition_may_take_what_the_server_says(told: Any, seconds: float) -> None:
+    session = Session(ENDPOINT, KEY)
+    steps = session.exchange(add())
+    asked = next(steps)
+    assert isinstance(asked, Outgoing)
+    assert (asked.method, asked.url) == ("GET", ENDPOINT + "/health")
+    assert "X-API-Key" not in asked.headers
+    assert asked.content is None
+    step = steps.send(told)
+    assert isinstance(step, Outgoing)
+    assert step.read_seconds == seconds
+
+
+def test_how_long_an_addition_may_take_is_asked_once_and_again_after_one_was_lost() -> None:
+    session = Session(ENDPOINT, KEY)
+    told = reply({"status": "ok", "server": "pikuri-memory", "add_seconds": 100})
+    steps = session.exchange(add())
+    next(steps)
+    steps.send(told)
+    with pytest.raises(StopIteration):
+        steps.send(reply([]))
+    first = next(session.exchange(add()))
+    assert not asks_for_time(add(), first)
+    run(session, search(), [reply([], ours=False)])
+    with pytest.raises(ServerUnavailableError):
+        run(session, add(), [LOST])
+    assert asks_for_time(add(), next(session.exchange(add())))
+
+
+def test_an_error_of_the_user_s_models_is_not_repeated_and_says_when_to_come_back() -> None:
+    away = reply(
+        {"detail": "nobody there", "hint": "start it", "code": "embedder_unavailable"},
+        503,
+        retry_after="4",
+    )
+    session = Session(ENDPOINT, KEY)
+    run(session, search(), [reply([])])
+    requests: list[Request[Any]] = [add(), search()]
+    for request in requests:
+        with pytest.raises(EmbedderUnavailableError) as caught:
+            run(session, request, [away])
+        assert caught.value.retry_after == 4
+        assert caught.value.hint == "start it"
+
+
+def test_a_search_tells_that_it_had_to_do_with_words() -> None:
+    told = {"code": "embedder_unavailable", "detail": "by words", "hint": "start it"}
+    found, _ = run(Session(ENDPOINT, KEY), search(), [reply({"results": [], "degraded": told})])
+    assert found == []
+    assert found.degraded == Degraded("embedder_unavailable", "by words", "start it")
+    found, _ = run(Session(ENDPOINT, KEY), search(), [reply({"results": []})])
+    assert found.degraded is None
 
 
 def sent_keys(taken: Iterable[Outgoing | Pause]) -> list[str | None]:
@@ -207,8 +289,8 @@ def test_a_refused_key_is_looked_up_once_and_anything_is_sent_again_with_the_new
         if not request.with_key:
             continue
         keys = iter(["old", "new"])
-        steps = Session(ENDPOINT, lambda keys=keys: next(keys)).exchange(request)  # type: ignore[misc]
-        first = next(steps)
+        session = Session(ENDPOINT, lambda keys=keys: next(keys))  # type: ignore[misc]
+        steps, first = begun(session, request)
         second = steps.send(refused)
         assert sent_keys([first, second]) == ["old", "new"]
         with pytest.raises(PikuriMemoryError):
@@ -226,7 +308,7 @@ def test_a_key_that_is_still_the_refused_one_is_not_sent_again() -> None:
 def test_no_representation_shows_key_text_or_query() -> None:
     session = Session(ENDPOINT, KEY)
     for request, _ in REQUESTS.values():
-        outgoing = next(session.exchange(request))
+        _, outgoing = begun(session, request)
         for shown in (repr(session), repr(request), repr(outgoing), repr(reply(["walnuts"]))):
             assert KEY not in shown
             assert "walnuts" not in shown

@@ -28,6 +28,8 @@ def test_a_memory_of_ours_is_read_whole() -> None:
         "expiration_date": "2027-01-02",
         "score": 1,
         "explanation": {"cosine": 0.5},
+        "supersedes": ["2", "3"],
+        "superseded_by": ["4"],
     }
     assert replies.record(row) == Record(
         id="1",
@@ -40,6 +42,8 @@ def test_a_memory_of_ours_is_read_whole() -> None:
         run_id="r",
         expiration_date=date(2027, 1, 2),
         explanation={"cosine": 0.5},
+        supersedes=("2", "3"),
+        superseded_by=("4",),
     )
 
 
@@ -93,6 +97,8 @@ def test_results_come_in_a_list_or_under_their_name(wrap: Any) -> None:
         {"id": "1", "score": 10**400},
         {"id": "1", "metadata": []},
         {"id": "1", "event": "MAYBE"},
+        {"id": "1", "supersedes": "2"},
+        {"id": "1", "superseded_by": [2]},
         {"id": "1", "event": []},
         {"id": "1", "created_at": 1},
     ],

@@ -52,6 +52,17 @@ def test_a_line_may_name_text_and_scope_in_our_way_or_in_mem0s() -> None:
     assert dict(ours.memory) == {"text": "one", "user_id": "ada", "run_id": "r"}
 
 
+def test_a_line_may_say_what_it_supersedes_and_what_is_no_id_is_left_out() -> None:
+    one, other = parsed(
+        {"text": "one", "user_id": "ada", "supersedes": [ID, "none"], "superseded_by": []},
+        {"text": "two", "user_id": "ada", "supersedes": ["none"], "superseded_by": None},
+    )
+    assert isinstance(one, Item)
+    assert isinstance(other, Item)
+    assert dict(one.memory) == {"text": "one", "user_id": "ada", "supersedes": [ID]}
+    assert dict(other.memory) == {"text": "two", "user_id": "ada"}
+
+
 def test_a_header_is_no_memory_and_may_be_missing() -> None:
     header = {"format": transfer.FORMAT, "version": 1}
     row = {"text": "one", "user_id": "ada"}
@@ -89,6 +100,8 @@ def test_another_format_or_a_later_version_is_refused_as_a_whole(header: Any) ->
         ({"text": "x", "user_id": "ada", "updated_at": 5}, "updated_at"),
         ({"text": "x", "user_id": "ada", "expiration_date": "2026-13-01"}, "expiration_date"),
         ({"text": "x", "user_id": "ada", "history": {}}, "history"),
+        ({"text": "x", "user_id": "ada", "supersedes": ID}, "supersedes"),
+        ({"text": "x", "user_id": "ada", "superseded_by": [7]}, "superseded_by"),
         ({"text": "x", "user_id": "ada", "history": [{"event": "BURN"}]}, "history"),
         ({"text": "x", "user_id": "ada", "history": [{"event": "ADD", "new_text": 1}]}, "history"),
     ],

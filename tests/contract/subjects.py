@@ -68,4 +68,5 @@ FEATURES = {
     "pages": "lists come in pages",
     "partial_update": "what an update does not name stays",
     "scope_required": "an empty scope is refused",
+    "succession": "a memory that replaces an older one is marked, and stands before it",
 }

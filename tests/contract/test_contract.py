@@ -432,6 +432,47 @@ def test_a_search_explains_its_scores(client: Mem0Client) -> None:
     assert client.search("green tea", user_id="ada", top_k=1)[0].explanation is None
 
 
+@pytest.mark.feature("succession")
+def test_what_is_replaced_stays_and_stands_behind_what_replaces_it(client: Mem0Client) -> None:
+    [old] = client.add("Ada lives in Turku near the river.", user_id="ada")
+    client.add("Ada's mother lives in Kuopio.", user_id="ada")
+    [new] = client.add("Ada moved from Turku to Oulu in April.", user_id="ada")
+    assert client.get(new.id).supersedes == (old.id,)
+    assert client.get(old.id).superseded_by == (new.id,)
+    assert client.get(old.id).supersedes == ()
+    listed = {record.id: record for record in client.get_all(user_id="ada")}
+    assert len(listed) == 3
+    assert listed[old.id].superseded_by == (new.id,)
+    found = client.search("Does Ada live in Turku near the river?", user_id="ada")
+    order = [record.id for record in found]
+    assert order.index(new.id) < order.index(old.id)
+    assert found[order.index(old.id)].superseded_by == (new.id,)
+    scores = [record.score or 0.0 for record in found]
+    assert scores == sorted(scores, reverse=True)
+    assert client.search("Turku near the river", user_id="ada", top_k=1)[0].id == new.id
+    client.update(old.id, text="Ada lived in Turku near the river.")
+    assert client.get(new.id).supersedes == ()
+    assert client.get(old.id).superseded_by == ()
+    assert len(client.get_all(user_id="ada")) == 3
+
+
+@pytest.mark.feature("succession")
+@pytest.mark.feature("batch")
+def test_a_batch_carries_what_replaces_what(client: Mem0Client) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+    newer, older = (
+        {"text": "Ada plays the cello.", "id": ids[0], "supersedes": [ids[1], ids[2], "none"]},
+        {"text": "Ada plays the flute.", "id": ids[1], "superseded_by": [ids[0]]},
+    )
+    times = ("2021-01-01T00:00:00+00:00", "2020-01-01T00:00:00+00:00")
+    for memory, at in zip((newer, older), times, strict=True):
+        client.add_batch([{**memory, "user_id": "ada", "created_at": at}])
+    assert client.get(ids[0]).supersedes == (ids[1],)
+    assert client.get(ids[1]).superseded_by == (ids[0],)
+    client.delete(ids[1])
+    assert client.get(ids[0]).supersedes == ()
+
+
 @pytest.mark.feature("expiry")
 def test_what_has_expired_is_found_when_asked_for(client: Mem0Client) -> None:
     today = datetime.now(UTC).date()

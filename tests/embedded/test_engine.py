@@ -512,7 +512,7 @@ async def test_row_1_another_embedder_is_refused_and_nothing_is_changed(tmp_path
     engine.close()
     with pytest.raises(EmbedderMismatchError) as caught:
         open_engine(tmp_path / "data", OtherEmbedder())
-    assert "re-embed" in caught.value.hint
+    assert caught.value.hint == "pikuri-memory reembed --embedder-model other"
     engine = open_engine(tmp_path / "data")
     assert await found(engine, "Oulu") == ["I live in Oulu"]
     engine.close()

@@ -213,6 +213,10 @@ def _sound(db: sqlite3.Connection) -> list[str]:
         "vectors without memories",
         "SELECT rowid FROM vectors WHERE rowid NOT IN (SELECT rowid FROM memories)",
     )
+    check(
+        "next vectors without memories",
+        "SELECT rowid FROM next_vectors WHERE rowid NOT IN (SELECT rowid FROM memories)",
+    )
     newest = "(SELECT max(rowid) FROM history GROUP BY memory_id)"
     check(
         "history that does not end with the text",

@@ -1,4 +1,5 @@
-"""No process of a whole session talks to any address but the loopback's."""
+"""No process of a whole session talks to any address but the loopback's, and of the user's models
+to none but theirs."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pikuri_memory import process
 from tests.conftest import require
 from tests.robustness.arena import ROOT
 from tests.robustness.connections import SYSCALLS, addresses, outside
+from tests.router.scripted import ScriptedRouter
 
 NOWHERE = "192.0.2.1"
 """TEST-NET-1: no machine has such an address (RFC 5737). Nothing here sends anything to it."""
@@ -33,6 +35,8 @@ TEMPTATIONS = {
     "all_proxy": f"http://{BAIT}:3128",
     "HF_ENDPOINT": f"http://{BAIT}",
     "POSTHOG_HOST": f"http://{BAIT}",
+    "MEM0_TELEMETRY": "True",
+    "OLLAMA_HOST": f"http://{BAIT}",
 }
 
 
@@ -63,6 +67,31 @@ def test_row_12_a_whole_session_talks_to_the_loopback_only(tmp_path: Path) -> No
     here = [found for line in lines for found in addresses(line)]
     assert len([host for call, host, _ in here if call == "connect"]) > 10
     assert {host for _, host, _ in here} == {"127.0.0.1"}, "nothing took the bait"
+
+
+def test_a_session_with_a_router_talks_to_it_and_to_nobody_else(tmp_path: Path) -> None:
+    with ScriptedRouter() as router:
+        lines = traced(
+            tmp_path,
+            sys.executable,
+            "-m",
+            "tests.robustness.models_session",
+            str(tmp_path),
+            router.url,
+        )
+        assert router.count("chat") > 3
+        assert {seen.headers["host"] for seen in router.seen()} == {
+            router.url.removeprefix("http://")
+        }
+        assert not any("authorization" in seen.headers for seen in router.seen())
+    assert outside(lines) == []
+    home = Path(os.environ["HOME"])
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+    here = [found for line in lines for found in addresses(line)]
+    ports = [port for call, _, port in here if call == "connect"]
+    assert ports.count(int(router.url.rpartition(":")[2])) > 3
+    # A library of mem0's (urllib3) binds to ::1 to see whether there is IPv6, and sends nothing.
+    assert {host for call, host, _ in here if call != "bind"} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize(

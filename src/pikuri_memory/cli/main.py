@@ -16,7 +16,17 @@ from typing import Annotated, Any, Final
 import typer
 
 from pikuri_memory._version import __version__
-from pikuri_memory.cli import erasing, key, memories, moving, output, server, verb
+from pikuri_memory.cli import (
+    erasing,
+    key,
+    memories,
+    models,
+    moving,
+    output,
+    reembedding,
+    server,
+    verb,
+)
 from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, StorageError
 from pikuri_memory.settings import SETTINGS
 
@@ -44,8 +54,10 @@ def _root(
 
 
 server.register(app)
+models.register(app)
 memories.register(app)
 moving.register(app)
+reembedding.register(app)
 erasing.register(app)
 key.register(app)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pikuri_memory.cli.output import confirmed, day, plain, read_input
+from pikuri_memory.cli.output import Noted, confirmed, day, plain, read_input
 from pikuri_memory.cli.verb import Call, verb
 from pikuri_memory.errors import InvalidRequestError, ScopeRequiredError
 from pikuri_memory.record import UNSET, Record, Scope
@@ -42,6 +42,18 @@ def add(
     expires: Annotated[
         str | None, typer.Option(metavar="DATE", help="last day on which it is found: 2030-12-31")
     ] = None,
+    infer: Annotated[
+        bool | None,
+        typer.Option(
+            "--infer/--no-infer",
+            help="let a model extract facts, or keep the text as it is; without either, the"
+            " server's model does if it has one",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="own instructions for the extraction")
+    ] = None,
 ) -> None:
     """Remember a fact. What the same user, agent and run has already is not stored twice."""
     scope = _required(_scope(user, agent, run))
@@ -54,7 +66,7 @@ def add(
         )
     from pikuri_memory.servers import local
 
-    with local.connected(call.paths) as client:
+    with local.connected(call.paths) as client, call.progress("adding"):
         added = client.add(
             text,
             user_id=scope.user_id,
@@ -62,12 +74,16 @@ def add(
             run_id=scope.run_id,
             metadata=fields,
             expiration_date=until,
+            infer=infer,
+            prompt=prompt,
         )
     call.out.document(
         {"results": [{"id": one.id, "text": one.text, "event": one.event} for one in added]}
     )
     for one in added:
         call.out.say(f"{'known' if one.event == 'NONE' else 'added'} {one.id}")
+    if not added:
+        call.out.note("the model found no fact in it that is worth remembering")
 
 
 def search(
@@ -109,12 +125,22 @@ def search(
             explain=explain,
             show_expired=show_expired,
         )
-    call.out.document({"results": [_shown(record) for record in found]})
+    degraded = found.degraded
+    call.out.document(
+        {
+            "results": [_shown(record) for record in found],
+            "degraded": None if degraded is None else plain(degraded),
+        }
+    )
+    if degraded is not None:
+        call.out.note(f"note: {degraded.detail}")
+        if degraded.hint:
+            call.out.note(f"hint: {degraded.hint}")
     columns = ["score", "memory", "learnt", "id"] + (["why"] if explain else [])
     call.out.table(
         columns,
         (
-            [f"{record.score or 0:.3f}", record.text, day(record.created_at), record.id]
+            [f"{record.score or 0:.3f}", _marked(record), day(record.created_at), record.id]
             + ([json.dumps(plain(record.explanation))] if explain else [])
             for record in found
         ),
@@ -156,7 +182,7 @@ def list_(
         count = call.out.table(
             ["learnt", "memory", *(["of"] if of else []), "id"],
             (
-                [day(row.created_at), row.text, *([_owner(row)] if of else []), row.id]
+                [day(row.created_at), _marked(row), *([_owner(row)] if of else []), row.id]
                 for row in records
             ),
         )
@@ -181,6 +207,8 @@ def get(
             ("learnt", day(record.created_at)),
             ("changed", day(record.updated_at) if record.updated_at != record.created_at else ""),
             ("expires", record.expiration_date),
+            ("supersedes", ", ".join(record.supersedes)),
+            ("superseded by", ", ".join(record.superseded_by)),
             (
                 "metadata",
                 json.dumps(dict(record.metadata), ensure_ascii=False) if record.metadata else "",
@@ -337,9 +365,20 @@ def _object(text: str | None, flag: str) -> dict[str, Any] | None:
     return value
 
 
+def _marked(record: Record) -> str:
+    """The text of a memory, with a note where a later one replaces it."""
+    if not record.superseded_by:
+        return record.text
+    return Noted(record.text, f"superseded by {', '.join(record.superseded_by)}")
+
+
 def _shown(record: Record) -> dict[str, Any]:
-    """A memory as JSON; ``score`` and ``explanation`` only where a search gave them."""
+    """A memory as JSON; ``score`` and ``explanation`` only where a search gave them, and links
+    where there are any."""
     fields: dict[str, Any] = plain(record)
+    for name in ("supersedes", "superseded_by"):
+        if not fields[name]:
+            del fields[name]
     for name in ("score", "event", "explanation"):
         if fields[name] is None:
             del fields[name]

@@ -82,6 +82,22 @@ def print_error(error: PikuriMemoryError, *, as_json: bool) -> None:
         print(f"hint: {escaped(error.hint, newlines=True)}", file=sys.stderr)
 
 
+class Noted(str):
+    """The text of a cell with a remark, which only a table on a terminal shows.
+
+    Args:
+        text: The text.
+        note: The remark.
+    """
+
+    note: str
+
+    def __new__(cls, text: str, note: str) -> Noted:
+        made = super().__new__(cls, text)
+        made.note = note
+        return made
+
+
 @dataclasses.dataclass(frozen=True)
 class Output:
     """Where a verb puts what it has to say.
@@ -154,6 +170,15 @@ def _parts(rows: Iterator[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
         yield part
 
 
+def _cell(cell: str) -> Any:
+    from rich.text import Text
+
+    shown = Text(escaped(cell))
+    if isinstance(cell, Noted):
+        shown.append(f"\n({escaped(cell.note)})", style="dim")
+    return shown
+
+
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
@@ -170,7 +195,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
     for row in rows:
         # Text objects: brackets in a memory are no markup.
-        table.add_row(*(Text(escaped(cell)) for cell in row))
+        table.add_row(*(_cell(cell) for cell in row))
     Console(highlight=False, markup=False, emoji=False).print(table)
 
 

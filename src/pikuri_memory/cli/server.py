@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
+from pikuri_memory.cli.models import note_findings
 from pikuri_memory.cli.output import escaped, size
 from pikuri_memory.cli.verb import Call, verb
 from pikuri_memory.settings import SETTINGS
@@ -32,7 +38,8 @@ def up(call: Call) -> None:
     from pikuri_memory.servers.embedded import EmbeddedServer
 
     before = discovery.read_server_info(call.paths)
-    with call.progress("starting the server"):
+    asks = call.settings.router not in (None, "none")
+    with call.progress("starting the server" + (", which asks the router first" if asks else "")):
         given: dict[str, Any] = {
             name: value for name, value in call.given.items() if value is not None
         }
@@ -47,8 +54,12 @@ def up(call: Call) -> None:
             ("endpoint", info.endpoint if info else ""),
             ("data", found.paths.root),
             ("memories", found.told.get("memories")),
+            *_models(found.told),
         ]
     )
+    note_findings(call, found.told.get("findings") or ())
+    if was_running:
+        _note_other_models(call, found.told)
     if was_running and info is not None:
         wanted = call.given.get("port")
         if wanted is not None and int(wanted) and not info.endpoint.endswith(f":{int(wanted)}"):
@@ -59,6 +70,45 @@ def up(call: Call) -> None:
     call.out.say("\nnext:")
     call.out.say('  pikuri-memory add "I am allergic to walnuts" --user ada')
     call.out.say('  pikuri-memory search "what must I not eat?" --user ada')
+
+
+def _models(told: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Which models are used; nothing where there is no router."""
+    if told.get("router") is None:
+        return []
+    extraction = told.get("extraction")
+    return [
+        ("router", told["router"]),
+        ("extraction", _NO_EXTRACTION if extraction is None else f"by {extraction['model']}"),
+        ("embedder", (told.get("embedder") or {}).get("model")),
+    ]
+
+
+def _note_other_models(call: Call, told: Mapping[str, Any]) -> None:
+    """Say that a server which was running did not take another router or model."""
+    from pikuri_memory.models.endpoint import Endpoint
+
+    settings = call.settings
+    extraction, embedder = told.get("extraction") or {}, told.get("embedder") or {}
+    words: list[str] = []
+    if settings.router is not None:
+        wanted = None if settings.router == "none" else Endpoint.parse(settings.router).url
+        if wanted != told.get("router"):
+            words += ["--router", settings.router]
+    if settings.llm_model is not None:
+        wanted = None if settings.llm_model == "none" else settings.llm_model
+        if wanted != extraction.get("model"):
+            words += ["--llm-model", settings.llm_model]
+    if settings.embedder_model is not None:
+        builtin = settings.embedder_model == "builtin" and embedder.get("router") is None
+        if not builtin and settings.embedder_model != embedder.get("model"):
+            words += ["--embedder-model", settings.embedder_model]
+    if words:
+        given = shlex.join(words)
+        call.out.note(
+            f"note: {given} was not used, because the server was running with other models;"
+            f" to change them: pikuri-memory down && pikuri-memory up {given}"
+        )
 
 
 def down(
@@ -99,7 +149,6 @@ def status(call: Call) -> None:
     found = local.describe(call.paths)
     call.out.document(found.as_dict())
     info, told = found.info, found.told
-    embedder = told.get("embedder") or {}
     free = size(found.free_bytes)
     call.out.fields(
         [
@@ -111,19 +160,52 @@ def status(call: Call) -> None:
             ("data", f"{found.paths.root} ({size(found.data_bytes)}, {free} free)"),
             ("key file", found.paths.api_key),
             ("log", found.paths.server_log),
-            ("embedder", embedder.get("model")),
-            (
-                "extraction",
-                (told.get("extraction") or "none: texts are kept as they are") if told else "",
-            ),
+            ("router", told.get("router")),
+            ("embedder", _embedder(told.get("embedder") or {})),
+            ("extraction", _extraction(told.get("extraction")) if told else ""),
+            ("re-embedding", _reembedding(told.get("reembedding"))),
             ("index", (told.get("index") or {}).get("state")),
             ("writes", "refused: the disk is almost full" if told.get("read_only") else ""),
             ("stays up", "until `pikuri-memory down`" if found.keep else ""),
             ("used by", "\n".join(map(str, found.holders))),
         ]
     )
+    note_findings(call, told.get("findings") or ())
     if found.state == "stopped":
         call.out.note("start it: pikuri-memory up")
+
+
+def _embedder(embedder: Mapping[str, Any]) -> str:
+    model = str(embedder.get("model") or "")
+    if embedder.get("state") != "unavailable":
+        return model
+    why = embedder["why"]
+    return (
+        f"{model}, unavailable since {embedder['since']}: searching by words\n"
+        f"{why['detail']}\nhint: {why['hint']}"
+    )
+
+
+def _extraction(extraction: Mapping[str, Any] | None) -> str:
+    if extraction is None:
+        return _NO_EXTRACTION
+    counts = ", ".join(
+        f"{extraction[name]} {name}" for name in ("waiting", "running", "done", "failed")
+    )
+    text = f"by {extraction['model']}, {extraction['state']}: {counts}"
+    last = extraction["last_error"]
+    if last is not None:
+        text += f"\nlast error, at {last['at']}: {last['detail']}\nhint: {last['hint']}"
+    return text
+
+
+def _reembedding(job: dict[str, Any] | None) -> str:
+    """How far it is, and why it pauses."""
+    if job is None:
+        return ""
+    told = f"{job['done']:,} of {job['total']:,} by {job['model']}, {job['state']}"
+    error = job["last_error"]
+    return f"{told}: {error['detail']}\n{error['hint']}" if error else told
 
 
 def logs(
@@ -161,8 +243,13 @@ def serve(
     For supervisors such as systemd: `pikuri-memory serve --keep`. Without --keep it ends as soon
     as no program uses it.
     """
-    from pikuri_memory.embedded.serve import run
+    from pikuri_memory.embedded.serve import left_behind, run
 
     code = run(call.settings, keep=keep)
+    if left_behind():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     if code:
         raise typer.Exit(code)

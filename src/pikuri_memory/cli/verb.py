@@ -64,6 +64,15 @@ def application(help: str | None = None, *, completion: bool = False) -> typer.T
     )
 
 
+_METAVARS: Final = {
+    "data_dir": "DIR",
+    "router": "URL",
+    "router_key_file": "FILE",
+    "llm_model": "NAME",
+    "embedder_model": "NAME",
+}
+
+
 def setting_option(row: Setting) -> Any:
     """The option of a row of the table; its value stays text, which the table validates."""
     default = "" if row.default is None else f"default {row.default}; "
@@ -71,7 +80,7 @@ def setting_option(row: Setting) -> Any:
     choices = row.choices
     return typer.Option(
         row.flag,
-        metavar=kind or ("WORD" if choices else "DIR"),
+        metavar=kind or _METAVARS.get(row.name, "WORD"),
         help=f"{row.help} [{default}${row.env}]",
         autocompletion=(lambda incomplete: _beginning(choices, incomplete)) if choices else None,
         show_default=False,

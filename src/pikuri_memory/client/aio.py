@@ -14,7 +14,7 @@ from pikuri_memory.client import protocol, wire
 from pikuri_memory.client.protocol import Failure, KeySource, Outgoing, Reply, Request, Session
 from pikuri_memory.client.replies import Entity, Health, HistoryEntry
 from pikuri_memory.errors import InvalidRequestError, MemoryNotFoundError
-from pikuri_memory.record import UNSET, Record, Unset
+from pikuri_memory.record import UNSET, Matches, Record, Unset
 
 T = TypeVar("T")
 
@@ -153,7 +153,7 @@ class AsyncMem0Client:
         threshold: float | None = None,
         explain: bool = False,
         show_expired: bool = False,
-    ) -> list[Record]:
+    ) -> Matches:
         """Find memories of a scope, best first. See :meth:`.Mem0Client.search`."""
         return await self._send(
             protocol.search(

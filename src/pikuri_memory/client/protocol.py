@@ -27,13 +27,14 @@ from pikuri_memory.errors import (
     AuthenticationError,
     InvalidRequestError,
     MemoryNotFoundError,
+    ModelError,
     PikuriMemoryError,
     ScopeRequiredError,
     ServerUnavailableError,
     UnexpectedReplyError,
     error_for,
 )
-from pikuri_memory.record import SCOPE_FIELDS, UNSET, Record, Scope, Unset
+from pikuri_memory.record import SCOPE_FIELDS, UNSET, Matches, Record, Scope, Unset
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ VERSION_HEADER: Final = "pikuri-memory-version"
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 30.0
 ADD_SECONDS: Final = 60.0
+UNKNOWN_ADD_SECONDS: Final = 660.0  # mem0's server does not tell how long its model may take
 PAGE_SIZE: Final = 1000  # the most that mem0's newer servers take
 PAUSES: Final = (0.1, 0.3)  # seconds before the second and the third try
 LONGEST_RETRY_AFTER: Final = 5.0
@@ -205,7 +207,7 @@ def search(
     threshold: float | None,
     explain: bool,
     show_expired: bool,
-) -> Request[list[Record]]:
+) -> Request[Matches]:
     """``POST /search``."""
     merged = dict(filters or {})
     for name, value in _scope(user_id, agent_id, run_id).as_dict().items():
@@ -221,7 +223,7 @@ def search(
     body |= {name: value for name, value in optional.items() if value is not None}
     flags = {"explain": explain, "show_expired": show_expired}
     body |= {name: True for name, given in flags.items() if given}
-    return Request("POST", "/search", replies.records, json=body)
+    return Request("POST", "/search", replies.matches, json=body)
 
 
 def list_page(
@@ -347,6 +349,7 @@ def _addition(path: str, body: object, idempotency_key: str | None) -> Request[l
 
 def _item(item: Mapping[str, object]) -> dict[str, object]:
     known = {"id", "text", "metadata", "created_at", "updated_at", "expiration_date", "history"}
+    known |= {"supersedes", "superseded_by"}
     if unknown := sorted(set(item) - known - set(SCOPE_FIELDS)):
         raise InvalidRequestError(
             f"unknown fields in a memory: {', '.join(map(str, unknown))}",
@@ -435,7 +438,8 @@ class Session:
         endpoint: ``http://`` or ``https://`` URL, without user name, query and fragment.
         api_key: The key; or where to get it, asked again every second and after a 401; or None:
             the key of the local server, if that is what answers at the endpoint.
-        timeout: Seconds to wait for a reply; None is 30, and 60 for additions.
+        timeout: Seconds to wait for a reply; None is 30, and for additions what the server says
+            that they may take, asked before the first one.
         clock: Monotonic seconds.
 
     Raises:
@@ -462,6 +466,8 @@ class Session:
         self._key_until = math.inf
         # Whether the last reply came from our own server, which honours Idempotency-Key.
         self._ours = False
+        # What an addition may take; None where it is not known (any more).
+        self._add_seconds: float | None = None
         if isinstance(api_key, str):
             self._key = _checked_key(api_key)
         else:
@@ -480,6 +486,8 @@ class Session:
         content = _encode(request.json)
         pauses = iter(PAUSES)
         lost = renewed = False
+        if request.slow and self._timeout is None and self._add_seconds is None:
+            self._learn((yield self._outgoing(health(), None, None)))
         while True:
             key = self._current_key() if request.with_key else None
             outcome = yield self._outgoing(request, key, content)
@@ -487,6 +495,7 @@ class Session:
                 lost = lost or outcome.kind == "lost"
                 pause = next(pauses, None)
                 if pause is None or not self._may_repeat(request, outcome):
+                    self._add_seconds = None  # the next server there may need another time
                     raise self._unavailable(request, outcome)
                 log.info("%s: %s; trying again", self.endpoint, outcome.reason)
                 yield Pause(pause)
@@ -515,7 +524,9 @@ class Session:
         if key is not None:
             headers["X-API-Key"] = key
         query = "?" + urlencode(request.params) if request.params else ""
-        read = ADD_SECONDS if request.slow else READ_SECONDS
+        read = READ_SECONDS
+        if request.slow:
+            read = UNKNOWN_ADD_SECONDS if self._add_seconds is None else self._add_seconds
         return Outgoing(
             method=request.method,
             url=self.endpoint + request.path + query,
@@ -525,9 +536,24 @@ class Session:
             read_seconds=self._timeout or read,
         )
 
+    def _learn(self, outcome: Reply | Failure | None) -> None:
+        """Take in how long an addition may take, from the reply to ``GET /health``."""
+        if not isinstance(outcome, Reply):
+            return
+        self._add_seconds = UNKNOWN_ADD_SECONDS
+        if outcome.status == 200 and VERSION_HEADER in outcome.headers:
+            told = _json(outcome)
+            seconds = told.get("add_seconds") if isinstance(told, dict) else None
+            self._add_seconds = ADD_SECONDS
+            if isinstance(seconds, int | float) and ADD_SECONDS < seconds < math.inf:
+                self._add_seconds = float(seconds)
+
     def _may_repeat(self, request: Request[Any], outcome: Reply | Failure) -> bool:
         if isinstance(outcome, Failure) and outcome.kind != "lost":
             return outcome.kind == "connect"
+        if isinstance(outcome, Reply) and _is_of_models(outcome):
+            # The server has waited as long as that could help; more is for the caller to decide.
+            return False
         return request.retry == "safe" or (request.retry == "keyed" and self._ours)
 
     # -- key --
@@ -580,7 +606,9 @@ class Session:
             detail = f"it answered {request.method} {request.path} with status {reply.status}"
         # Our own server's words stand by themselves; of another one, say whose they are.
         message = detail if self._ours else f"{self.endpoint}: {detail}"
-        return kind(message, hint=hint or self._default_hint(kind))
+        error = kind(message, hint=hint or self._default_hint(kind))
+        error.retry_after = _told_seconds(reply)
+        return error
 
     def _default_hint(self, kind: type[PikuriMemoryError]) -> str:
         if issubclass(kind, AuthenticationError):
@@ -733,10 +761,23 @@ def _said(text: object, key: str | None) -> str:
     return _clean(text)
 
 
-def _retry_after(reply: Reply) -> float | None:
-    """Seconds to wait; None where the server names no time, or one that is too long."""
+def _is_of_models(reply: Reply) -> bool:
+    """Whether a reply is an error of the user's models, which stand behind the server."""
+    payload = _json(reply)
+    code = payload.get("code") if isinstance(payload, dict) else None
+    return isinstance(code, str) and issubclass(error_for(code, reply.status), ModelError)
+
+
+def _told_seconds(reply: Reply) -> float | None:
+    """What ``Retry-After`` says in seconds; None where it says nothing that can be read."""
     try:
         seconds = float(reply.headers.get("retry-after", ""))
     except ValueError:
         return None
-    return seconds if 0 <= seconds <= LONGEST_RETRY_AFTER else None
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _retry_after(reply: Reply) -> float | None:
+    """Seconds to wait; None where the server names no time, or one that is too long."""
+    seconds = _told_seconds(reply)
+    return seconds if seconds is not None and seconds <= LONGEST_RETRY_AFTER else None

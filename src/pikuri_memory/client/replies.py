@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from pikuri_memory.record import Event, Record
+from pikuri_memory.record import Degraded, Event, Matches, Record
 
 T = TypeVar("T")
 
@@ -73,11 +73,14 @@ class Health:
         status: ``ok`` when it serves.
         server: ``pikuri-memory``, or the title that mem0's server gives itself.
         version: Of the server; None where it tells none.
+        add_seconds: Seconds that an addition may take, models of the user's included; None where
+            it tells none.
     """
 
     status: str
     server: str
     version: str | None = None
+    add_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,18 @@ def records(payload: object) -> list[Record]:
     return [record(row) for row in _rows(payload)]
 
 
+def matches(payload: object) -> Matches:
+    """What a search found: as :func:`records`, and whether it was degraded."""
+    found = Matches(records(payload))
+    told = payload.get("degraded") if isinstance(payload, dict) else None
+    if told is not None:
+        row = _mapping(told, "'degraded'")
+        found.degraded = Degraded(
+            _text(row, "code"), _text(row, "detail"), _optional_text(row, "hint") or ""
+        )
+    return found
+
+
 def record(payload: object) -> Record:
     """One memory."""
     row = _mapping(payload, "a memory")
@@ -116,6 +131,8 @@ def record(payload: object) -> Record:
         run_id=_optional_text(row, "run_id"),
         expiration_date=_date(row, "expiration_date"),
         explanation=_optional_mapping(row, "explanation"),
+        supersedes=_texts(row, "supersedes"),
+        superseded_by=_texts(row, "superseded_by"),
     )
 
 
@@ -142,7 +159,12 @@ def entities(payload: object) -> list[Entity]:
 def health(payload: object) -> Health:
     """The reply of ``/health``."""
     row = _mapping(payload, "the reply")
-    return Health(_text(row, "status"), _text(row, "server"), _optional_text(row, "version"))
+    return Health(
+        _text(row, "status"),
+        _text(row, "server"),
+        _optional_text(row, "version"),
+        _number(row, "add_seconds"),
+    )
 
 
 def openapi(payload: object) -> Health:
@@ -221,6 +243,15 @@ def _optional_text(row: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ShapeError(f"'{name}' is {_kind(value)}, not text")
     return value
+
+
+def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = row.get(name)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ShapeError(f"'{name}' is no list of texts")
+    return tuple(value)
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:

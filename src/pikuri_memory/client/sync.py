@@ -14,7 +14,7 @@ from pikuri_memory.client import protocol, wire
 from pikuri_memory.client.protocol import Failure, KeySource, Outgoing, Reply, Request, Session
 from pikuri_memory.client.replies import Entity, Health, HistoryEntry
 from pikuri_memory.errors import InvalidRequestError, MemoryNotFoundError
-from pikuri_memory.record import UNSET, Record, Unset
+from pikuri_memory.record import UNSET, Matches, Record, Unset
 
 T = TypeVar("T")
 
@@ -32,15 +32,19 @@ class Mem0Client:
             refusal; None finds the key of a local server of ours, and sends none elsewhere.
         http_client: An ``httpx.Client`` to use, which stays the caller's to close. By default the
             client has its own, which no proxy variable can redirect.
-        timeout: Seconds to wait for a reply; by default 30, and 60 for additions. A connection
-            has 5 seconds, or ``timeout`` if that is less.
+        timeout: Seconds to wait for a reply; by default 30, and for additions what the server
+            says that they may take (60, or the deadline of its extraction), which is asked before
+            the first one; 660 where it does not say. A connection has 5 seconds, or ``timeout`` if
+            that is less.
 
     Raises:
         InvalidRequestError: An argument cannot be used.
 
     Every method raises :class:`~pikuri_memory.errors.PikuriMemoryError` of the class that fits:
     ``ServerUnavailableError`` when nothing answers, ``AuthenticationError`` for a wrong key,
-    ``InvalidRequestError`` and its kinds for a request that cannot be served,
+    ``InvalidRequestError`` and its kinds for a request that cannot be served, ``ModelError`` and
+    its kinds when the user's models did not do their part (nothing was stored; ``retry_after``
+    tells when another try may help),
     ``UnexpectedReplyError`` when what answers is no memory server, and as told below.
     """
 
@@ -103,8 +107,8 @@ class Mem0Client:
             metadata: Fields of the caller's own: a JSON object.
             expiration_date: Last day (UTC) on which it is found, or ``YYYY-MM-DD``. mem0's server
                 takes it only in versions newer than 2.0.4 and ignores it in others.
-            infer: Whether a model extracts facts; None leaves it to the server: ours keeps the
-                text as it is where it has no model, mem0's extracts.
+            infer: Whether a model extracts facts; None leaves it to the server: ours extracts
+                where it has a model and else keeps the text as it is, mem0's extracts.
             prompt: Instructions for the extraction.
             idempotency_key: Two calls with the same key are one; by default a random one.
 
@@ -163,8 +167,9 @@ class Mem0Client:
             memories: Each with ``text`` and at least one of ``user_id``, ``agent_id``, ``run_id``;
                 optionally ``metadata``, ``expiration_date``, ``created_at`` and ``updated_at``
                 (``datetime`` with time zone, or ISO 8601), ``id`` (a UUID to keep) and
-                ``history`` (entries as :meth:`history` gives them, or as objects of the API). How
-                many go into one request is a setting of the server: 1000 by default.
+                ``history`` (entries as :meth:`history` gives them, or as objects of the API),
+                ``supersedes`` and ``superseded_by`` (ids of memories of the same scope). How many
+                go into one request is a setting of the server: 1000 by default.
             idempotency_key: As in :meth:`add`.
 
         Returns:
@@ -184,7 +189,7 @@ class Mem0Client:
         threshold: float | None = None,
         explain: bool = False,
         show_expired: bool = False,
-    ) -> list[Record]:
+    ) -> Matches:
         """Find memories of a scope, best first.
 
         Args:
@@ -199,7 +204,8 @@ class Mem0Client:
             show_expired: Whether expired memories are found too.
 
         Returns:
-            Records with ``score``.
+            Records with ``score``, as a list. Its ``degraded`` is None, or tells why they were
+            found by words alone (our own server does so while the user's embedder is away).
         """
         return self._send(
             protocol.search(

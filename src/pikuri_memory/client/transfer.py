@@ -125,7 +125,17 @@ def export(client: Mem0Client, scope: Scope) -> Iterator[dict[str, Any]]:
                 }
                 for change in changes
             ],
+            **_links_of(record),
         }
+
+
+def _links_of(record: Record) -> dict[str, list[str]]:
+    """What supersedes what, from both sides: whichever is imported later makes the link."""
+    links = {
+        "supersedes": list(record.supersedes),
+        "superseded_by": list(record.superseded_by),
+    }
+    return {name: ids for name, ids in links.items() if ids}
 
 
 def _with_history(
@@ -230,8 +240,20 @@ def _memory(row: Mapping[str, Any]) -> dict[str, Any]:
         "updated_at": _moment(row, "updated_at"),
         "expiration_date": _day(row.get("expiration_date")),
         "history": _changes(row.get("history")),
+        "supersedes": _linked(row, "supersedes"),
+        "superseded_by": _linked(row, "superseded_by"),
     }
     return {name: value for name, value in memory.items() if value is not None}
+
+
+def _linked(row: Mapping[str, Any], name: str) -> list[str] | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(id_, str) for id_ in value):
+        raise _Unusable(f"its {name} is no list of ids")
+    # What is no id is no memory's, and so of no use.
+    return [id_ for id_ in value if _uuid_or_none(id_)] or None
 
 
 def _id(value: object) -> str | None:
@@ -360,6 +382,7 @@ def _row(record: Record, scope: Scope, changes: Sequence[HistoryEntry]) -> dict[
             }
             for event, change in kept
         ],
+        **_links_of(record),
     }
 
 

@@ -9,6 +9,7 @@ from pikuri_memory.embedded import docs_page, openapi, schemas
 from pikuri_memory.embedded.guard import ASGIApp, Guard
 from pikuri_memory.embedded.metrics import CONTENT_TYPE, Metrics, Monitor
 from pikuri_memory.embedded.model import StoredMemory
+from pikuri_memory.embedded.reembedding import Target
 from pikuri_memory.embedded.replies import (
     added_shape,
     entity_shape,
@@ -18,6 +19,7 @@ from pikuri_memory.embedded.replies import (
     to_json,
 )
 from pikuri_memory.embedded.routing import Reply, Request, Route, Router, json_reply
+from pikuri_memory.errors import InvalidRequestError, SettingError
 from pikuri_memory.record import Scope
 from pikuri_memory.settings import Settings
 
@@ -193,6 +195,20 @@ class Handlers:
         await self._engine.purge()
         return _done("Deleted memories purged from the disk")
 
+    async def reembed(self, request: Request) -> Reply:
+        """``POST /reembed``."""
+        sent = schemas.parse_reembed(request.body)
+        try:
+            begun = await self._engine.reembed(Target(sent.embedder_model, sent.router))
+        except SettingError as error:
+            raise InvalidRequestError(error.message, hint=error.hint) from None
+        return json_reply(begun)
+
+    async def cancel_reembedding(self, request: Request) -> Reply:
+        """``DELETE /reembed``."""
+        there = await self._engine.cancel_reembedding()
+        return _done("The re-embedding is given up" if there else "There was none to give up")
+
     async def configuration(self, request: Request) -> Reply:
         """``GET /configure``: mem0's keys, and nothing in it that is secret."""
         status = self._engine.status()
@@ -201,8 +217,11 @@ class Handlers:
             {
                 "version": "v1.1",
                 "vector_store": {"provider": "qdrant_edge", "config": {}},
-                "llm": status["extraction"],
-                "embedder": {"provider": "builtin", "config": status["embedder"]},
+                "llm": _llm(status["extraction"]),
+                "embedder": {
+                    "provider": self._engine.embedder_provider,
+                    "config": status["embedder"],
+                },
                 "settings": {
                     "language": settings.language,
                     "max_body_bytes": settings.max_body_bytes,
@@ -224,7 +243,9 @@ class Handlers:
 
     async def health(self, request: Request) -> Reply:
         """``GET /health``."""
-        return json_reply({"status": "ok", "server": "pikuri-memory", "version": self._version})
+        told = {"status": "ok", "server": "pikuri-memory", "version": self._version}
+        seconds = self._engine.add_seconds
+        return json_reply(told if seconds is None else {**told, "add_seconds": seconds})
 
     async def openapi(self, request: Request) -> Reply:
         """``GET /openapi.json``."""
@@ -240,6 +261,14 @@ class Handlers:
     async def home(self, request: Request) -> Reply:
         """``GET /``."""
         return Reply(b"", 307, ((b"location", b"/docs"),))
+
+
+def _llm(extraction: dict[str, Any] | None) -> dict[str, Any] | None:
+    """As mem0 shows it: a provider and its configuration."""
+    if extraction is None:
+        return None
+    config = {"model": extraction["model"], "openai_base_url": extraction["router"]}
+    return {"provider": "openai", "config": config}
 
 
 def _done(message: str) -> Reply:

@@ -33,13 +33,17 @@ from pikuri_memory.embedded.model import (
     AddResult,
     Embedder,
     Entity,
+    Extractor,
+    Fact,
     HistoryEntry,
     Hit,
+    Hits,
     IdempotencyKey,
     Message,
     NewMemory,
     SearchQuery,
     StoredMemory,
+    Turn,
 )
 from pikuri_memory.embedded.observer import Observer, Unobserved
 from pikuri_memory.embedded.records import (
@@ -47,12 +51,26 @@ from pikuri_memory.embedded.records import (
     Clock,
     NoVectorError,
     Records,
+    VectorTable,
     conflicting_key,
 )
+from pikuri_memory.embedded.reembedding import (
+    EMBEDDER_SOURCE,
+    Embedders,
+    Hooks,
+    Reembedding,
+    Source,
+    Successor,
+    Target,
+)
+from pikuri_memory.embedded.successors import LOOKED_AT, Recogniser
+from pikuri_memory.embedded.turns import Limits, Turns
+from pikuri_memory.embedded.vectors import Vectors, by_words
 from pikuri_memory.embedded.writer import Writer
 from pikuri_memory.errors import (
     DiskFullError,
     EmbedderMismatchError,
+    EmbeddingError,
     ExtractionUnavailableError,
     InvalidRequestError,
     MemoryNotFoundError,
@@ -76,8 +94,15 @@ FEW_ROWS: Final = 1000
 QUICK_REBUILD: Final = 20_000
 """Up to so many memories an index is made anew within a second, so also while stopping."""
 
+SWITCH_SECONDS: Final = 0.005
+SWITCH_TRIES: Final = 1000
+"""Times that a question is asked anew, and the pause between, while the embedder is changed: that
+takes a commit and an assignment."""
+
 CACHED_QUESTIONS: Final = 512
-EMBED_BATCH: Final = 32
+
+ADD_MARGIN: Final = 30.0
+"""Seconds beyond all deadlines of ours that a client should wait for an add."""
 
 INDEX_ROOM: Final = 16 * 2**20
 """Bytes of free disk below which the index is left alone: it writes into mapped files, and where
@@ -86,11 +111,19 @@ the disk is full, that kills the process. Searches are scored exactly until ther
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a question's text is turned into, kept for when it is asked again."""
+    """What a question's text is turned into, kept for when it is asked again.
 
-    vector: NDArray[np.float32]
+    Without a vector (there is none to be had now) it is answered by words alone, and not kept.
+    """
+
+    vector: NDArray[np.float32] | None
     values: list[float]
     terms: list[int]
+    space: str
+
+
+class SpaceChangedError(Exception):
+    """What is searched holds another embedder's vectors than the question has: ask it anew."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +147,16 @@ class Engine:
     Args:
         paths: The data directory.
         embedder: Makes vectors; its identity must be the one of the record.
+        extractor: Makes facts of turns; None keeps each turn of the user's as it is.
+        limits: How many turns it works on at once, how many wait, and for how long.
+        about: What is known of the user's models, for :meth:`status`: ``router``, ``llm_model``,
+            ``warming``, ``findings``, ``embedder_router`` and ``embed_seconds`` (that the
+            embedder may take; None where it is our own).
+        source: Where the embedder is had, to be kept in the record beside what it makes.
         language: Of stop words and stemming.
         free_space_reserve: Bytes of free disk below which writes are refused.
         purge_seconds: Age at which erased text is purged from the disk.
+        embedders: Makes other embedders, for a re-embedding; None makes none.
         observer: Told of every phase.
         pace: When the background work is done.
         clock: Microseconds since the epoch.
@@ -130,15 +170,24 @@ class Engine:
         paths: DataPaths,
         embedder: Embedder,
         *,
+        extractor: Extractor | None = None,
+        limits: Limits | None = None,
+        about: Callable[[], Mapping[str, Any]] = dict,
+        source: Source | None = None,
         language: str = "english",
         free_space_reserve: int = 0,
         purge_seconds: float = 86_400.0,
+        embedders: Embedders | None = None,
         observer: Observer | None = None,
         pace: Pace | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._paths = paths
-        self._embedder = embedder
+        # A caller that gives the same to its extractor has both exchanged at once.
+        self._vectors = embedder if isinstance(embedder, Vectors) else Vectors(embedder)
+        self._turns = None if extractor is None else Turns(extractor, limits or Limits())
+        self._about = about
+        self._limits = limits or Limits()
         self._language = language
         self._reserve = free_space_reserve
         self._purge_seconds = purge_seconds
@@ -148,7 +197,9 @@ class Engine:
         self._tokenizer = Tokenizer(language)
         self._records = Records(paths.record, terms_of=self._tokenizer.ids, clock=clock or Clock())
         self._running: dict[tuple[str, str, str, str], tuple[bytes, asyncio.Task[Any]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._questions: OrderedDict[str, Question] = OrderedDict()
+        self._recogniser = Recogniser()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="engine")
         self._stopping = threading.Event()
         self._rebuild_wanted = threading.Event()
@@ -156,21 +207,44 @@ class Engine:
         self._unflushed = 0
         self._rebuild_lock = threading.Lock()
         self._index: Index | None = None
+        # The identity of the embedder in use. Whoever makes vectors reads it before, and shows it
+        # when they are used; a re-embedding changes it last, after index and embedder.
+        self._space = embedder.identity.to_json()
         try:
             self._settle_identity()
+            self._keep_source(source)
             self._generations = Generations(paths.index)
             self._index = self._generations.open(self._expected())
+            if self._index is not None:
+                self._index.space = self._space
         except BaseException:
             self._records.close()
             raise
         self._writer = Writer(self._records, self._apply, self._observer.enter)
+        self.reembedding = Reembedding(
+            self._records,
+            self._writer,
+            embedders,
+            Hooks(self._check_space, self._adopt, self._observer.enter),
+            self._stopping,
+            retry_seconds=self._pace.retry_seconds,
+        )
         if self._index is None:
             self._first_index()
         self._keeper = threading.Thread(target=self._tend, name="index-keeper", daemon=True)
         self._keeper.start()
+        self.reembedding.resume()
         self._observer.enter("idle")
 
     # -- identity of vectors and terms -----------------------------------------------------------
+
+    @property
+    def _embedder(self) -> Embedder:
+        return self._vectors.embedder
+
+    @_embedder.setter
+    def _embedder(self, embedder: Embedder) -> None:
+        self._vectors.use(embedder)
 
     @property
     def _fingerprint(self) -> str:
@@ -190,8 +264,7 @@ class Engine:
                     f"{self._paths.record} was embedded by {theirs.model}"
                     f" ({theirs.dimensions} dimensions, {theirs.fingerprint}), and this server"
                     f" embeds by {mine.model} ({mine.dimensions} dimensions, {mine.fingerprint})",
-                    hint="re-embed: start the version that wrote it, `pikuri-memory export`, and"
-                    " `pikuri-memory import` into an empty data directory",
+                    hint=f"pikuri-memory reembed --embedder-model {mine.model}",
                 )
             with self._records.transaction() as db:
                 self._records.set_meta(db, "embedder", mine.to_json())
@@ -199,6 +272,12 @@ class Engine:
             self._records.recount_terms(self._tokenizer.ids)
             with self._records.transaction() as db:
                 self._records.set_meta(db, "terms", self._tokenizer.fingerprint)
+
+    def _keep_source(self, source: Source | None) -> None:
+        told = None if source is None else source.to_json()
+        if told is not None and told != self._records.meta(EMBEDDER_SOURCE):
+            with self._records.transaction() as db:
+                self._records.set_meta(db, EMBEDDER_SOURCE, told)
 
     def _expected(self) -> Expected:
         return Expected(self._fingerprint, self._records.count, self._records.last_seq())
@@ -227,6 +306,7 @@ class Engine:
     def _put_in_place(self, fresh: Index, directory: Path) -> None:
         """Switch to another index, durably, and remove the one before."""
         fresh.flush()
+        fresh.space = self._space
         self._generations.switch(directory, self._fingerprint)
         old, self._index = self._index, fresh
         self._unflushed = 0
@@ -262,9 +342,12 @@ class Engine:
             except Exception as error:  # of the record: the next flush tries again
                 log.warning("the change log could not be cut (%s)", _reason(error))
 
-    def _apply_to(self, index: Index, changed: Mapping[int, bool]) -> None:
+    def _apply_to(
+        self, index: Index, changed: Mapping[int, bool], vectors: VectorTable = "vectors"
+    ) -> None:
         gone = [row for row, deleted in changed.items() if deleted]
-        rows = self._records.index_rows([row for row, deleted in changed.items() if not deleted])
+        kept = [row for row, deleted in changed.items() if not deleted]
+        rows = self._records.index_rows(kept, vectors)
         if gone:
             index.delete(gone)
         if rows:
@@ -361,7 +444,13 @@ class Engine:
                 if attempt == 2:
                     raise
 
-    def _build(self, directory: Path, output: Path) -> int:
+    def _build(
+        self,
+        directory: Path,
+        output: Path,
+        dimensions: int | None = None,
+        vectors: VectorTable = "vectors",
+    ) -> int:
         """Run the child; returns the sequence number up to which its index is complete."""
         child = process.spawn_child(
             [
@@ -371,7 +460,8 @@ class Engine:
                 str(self._paths.record),
                 str(directory),
                 self._language,
-                str(self._embedder.dimensions),
+                str(dimensions or self._embedder.dimensions),
+                vectors,
                 str(os.getpid()),
             ],
             output=output,
@@ -406,6 +496,78 @@ class Engine:
             raise StorageError(f"a new index has {found} points for {self._records.count} memories")
         self._put_in_place(fresh, directory)
         self._records.forget_changes(done)
+
+    # -- another embedder --------------------------------------------------------------------------
+
+    def _adopt(self, successor: Successor) -> None:
+        """In the thread of the re-embedding, which has a vector for every memory: make an index of
+        them in a child process while the old one answers, then switch record, index and embedder.
+        """
+        with self._rebuild_lock:
+            if not self._has_room():
+                raise DiskFullError(
+                    f"less than {INDEX_ROOM // 2**20} MiB are free on the disk of"
+                    f" {self._paths.root}, too little to make an index",
+                    hint=f"free some space: df -h {self._paths.root}",
+                )
+            self._rebuilding = True
+            successor.is_being_built()
+            self._observer.enter("rebuild")
+            directory = self._generations.next_directory()
+            output = directory.with_suffix(".log")
+            try:
+                dimensions = successor.embedder.dimensions
+                seq = self._build(directory, output, dimensions, "next_vectors")
+                switch = partial(self._switch_embedder, directory, seq, successor)
+                while not self._writer.run(switch).result():
+                    successor.catch_up()
+            finally:
+                if not self._generations.is_current(directory):
+                    shutil.rmtree(directory, ignore_errors=True)
+                output.unlink(missing_ok=True)
+                self._rebuilding = False
+                self._observer.enter("idle")
+
+    def _switch_embedder(self, directory: Path, seq: int, successor: Successor) -> bool:
+        """In the writer's thread; False where some memory lacks its next vector."""
+        self._observer.enter("switch")
+        if not successor.is_complete():
+            return False
+        done = self._records.last_seq()
+        fresh = Index.load(directory)
+        try:
+            latest = dict.fromkeys(successor.late, False)
+            latest |= {row: deleted for _, row, deleted in self._records.changes_after(seq)}
+            self._apply_to(fresh, latest, "next_vectors")
+            found = fresh.count()
+            if found != self._records.count:
+                raise StorageError(
+                    f"a new index has {found} points for {self._records.count} memories"
+                )
+            fresh.flush()
+            fresh.space = successor.embedder.identity.to_json()
+            self._observer.enter("swap")
+            with self._records.transaction() as db:
+                self._records.swap_vectors(db)
+                successor.settle(db)
+        except BaseException:
+            fresh.close()
+            raise
+        # The order matters: see where `_space` is made.
+        old, self._index = self._index, fresh
+        self._embedder = successor.embedder
+        self._space = fresh.space
+        self._unflushed = 0
+        self._rebuilding = False
+        try:
+            self._generations.switch(directory, self._fingerprint)
+            if old is not None:
+                old.close()
+            self._generations.remove_others(directory)
+            self._records.forget_changes(done)
+        except Exception as error:  # the record has been switched: only the index is made anew
+            self._drop_index(error)
+        return True
 
     # -- purge -------------------------------------------------------------------------------------
 
@@ -445,15 +607,38 @@ class Engine:
 
     # -- life --------------------------------------------------------------------------------------
 
+    def abandon(self) -> None:
+        """Fail whatever waits for the user's models, and take no more: the server is stopping.
+
+        Callers are told; nothing of those turns is stored.
+        """
+        self.reembedding.abandon()
+        if self._turns is not None:
+            self._turns.abandon()
+        if self._about().get("embedder_router") is not None:
+            self._vectors.abandon()
+
+    def distrust_embedder(self, error: EmbeddingError) -> None:
+        """Search by words and store nothing new, because the embedder makes other vectors now."""
+        self._vectors.distrust(error)
+        self._questions.clear()
+
     def close(self) -> None:
-        """Finish what was accepted, purge where something was erased, flush; idempotent."""
+        """Finish what was accepted, purge where something was erased, flush; idempotent.
+
+        Extractions are not finished: see :meth:`abandon`.
+        """
         if self._stopping.is_set():
             return
         self._observer.enter("stop")
         self._stopping.set()
+        if self._turns is not None and not self._turns.close():
+            log.info("an extraction was left to itself")
         self._rebuild_wanted.set()
         self._keeper.join()
+        self.reembedding.close()
         self._writer.close()
+        self._vectors.close()
         self._threads.shutdown()
         try:
             room = self._has_room()
@@ -476,19 +661,50 @@ class Engine:
         free = shutil.disk_usage(self._paths.root).free
         state = "ready" if self._index is not None else "absent"
         identity = self._embedder.identity
+        about = self._about()
         return {
             "memories": self._records.count,
             "embedder": {
                 "model": identity.model,
                 "dimensions": identity.dimensions,
                 "fingerprint": identity.fingerprint,
+                "router": about.get("embedder_router"),
+                **self._vectors.status(),
             },
-            "extraction": None,
+            "extraction": self._extraction_status(about),
+            "router": about.get("router"),
+            "findings": about.get("findings", []),
+            "reembedding": self.reembedding.status(),
             "language": self._language,
             "index": {"state": "rebuilding" if self._rebuilding else state},
             "disk": {"free_bytes": free, "reserve_bytes": self._reserve},
             "read_only": free < self._reserve,
             "purge_pending": self._records.meta("purge_due") is not None,
+        }
+
+    @property
+    def add_seconds(self) -> float | None:
+        """Seconds after which a caller may give up an add; None where no endpoint is asked."""
+        seconds: float = self._about().get("embed_seconds") or 0.0
+        if self._turns is not None:
+            seconds += self._limits.seconds
+        return seconds + ADD_MARGIN if seconds else None
+
+    @property
+    def embedder_provider(self) -> str:
+        """``builtin``, or ``openai`` where an endpoint that speaks its protocol embeds."""
+        return "builtin" if self._about().get("embedder_router") is None else "openai"
+
+    def _extraction_status(self, about: Mapping[str, Any]) -> dict[str, Any] | None:
+        turns = self._turns
+        if turns is None:
+            return None
+        state = "ready" if turns.succeeded_last else "failing"
+        return {
+            "router": about.get("router"),
+            "model": about.get("llm_model"),
+            "state": "warming up" if about.get("warming") else state,
+            **turns.status(),
         }
 
     # -- writing -----------------------------------------------------------------------------------
@@ -513,27 +729,51 @@ class Engine:
         expiration_date: date | None,
         idempotency: IdempotencyKey | None,
     ) -> list[AddResult]:
-        """Keep each user turn of some messages, verbatim.
+        """Remember a turn: the facts that a model finds in it, or each message of the user's as it
+        is. All of it is stored in one transaction, or nothing.
+
+        Once it has begun it is finished, even where nobody waits for it any more.
 
         Args:
             messages: A turn.
             scope: Whose memory it becomes.
             metadata: Stored with each memory.
-            infer: True asks for extraction by an LLM, which needs a router.
+            infer: True asks for extraction, False keeps the messages of the user as they are;
+                None extracts where there is a model.
             prompt: Instructions for the extraction.
             expiration_date: Last day (UTC) on which the memories are found.
             idempotency: Key of the request; the same key gets the same reply.
 
+        Returns:
+            What became of each fact; empty where the model found none.
+
         Raises:
-            ExtractionUnavailableError: ``infer`` is true.
-            InvalidRequestError: There is no user turn with text.
+            ExtractionUnavailableError: ``infer`` is true, and there is no model.
+            InvalidRequestError: There is nothing with text that could be kept.
             DiskFullError: Free space is below the reserve.
+            ModelError: The user's models did not do their part; see its subclasses.
         """
         scope.required()
+        if infer is None:
+            infer = self._turns is not None
         if infer:
-            raise ExtractionUnavailableError(
-                "infer is true, and this server has no model to extract facts with",
-                hint='leave "infer" out (each user turn is then kept as it is)',
+            if self._turns is None:
+                raise ExtractionUnavailableError(
+                    "infer is true, and this server has no model to extract facts with",
+                    hint="give it one: pikuri-memory down && pikuri-memory up --router URL; or"
+                    ' leave "infer" out (each user turn is then kept as it is)',
+                )
+            if not any(message.content.strip() for message in messages):
+                raise InvalidRequestError(
+                    "there is no message with text in it, so there is nothing to extract from",
+                    hint='send {"role": "user", "content": "..."}',
+                )
+            options = {"metadata": metadata, "expiration_date": expiration_date}
+            turns = self._turns
+            return await self._once(
+                idempotency,
+                lambda: self._extract(turns, messages, scope, prompt, idempotency, options),
+                lasting=True,
             )
         items = [
             NewMemory(m.content, scope, metadata=metadata, expiration_date=expiration_date)
@@ -545,7 +785,10 @@ class Engine:
                 "there is no message of role user with text in it, so there is nothing to keep",
                 hint='send {"role": "user", "content": "..."}',
             )
-        return await self._once(idempotency, lambda: self._store(items, idempotency, messages))
+        return await self._once(
+            idempotency,
+            lambda: self._store(items, idempotency, messages, scope, recognise=True),
+        )
 
     async def add_batch(
         self, items: Sequence[NewMemory], *, idempotency: IdempotencyKey | None
@@ -563,10 +806,20 @@ class Engine:
         self,
         key: IdempotencyKey | None,
         work: Callable[[], Awaitable[list[AddResult]]],
+        *,
+        lasting: bool = False,
     ) -> list[AddResult]:
-        """Do the work, or answer as the same key was answered; a running one is joined."""
+        """Do the work, or answer as the same key was answered; a running one is joined.
+
+        Work that is ``lasting`` goes on where the caller goes away, with a key or without.
+        """
         if key is None:
-            return await work()
+            if not lasting:
+                return await work()
+            task = asyncio.ensure_future(work())
+            self._tasks.add(task)  # the loop itself keeps no reference
+            task.add_done_callback(self._let_go)
+            return list(await asyncio.shield(task))
         name = (key.method, key.path, key.scope, key.key)
         running = self._running.get(name)
         if running is not None:
@@ -585,35 +838,157 @@ class Engine:
 
     def _ended(self, name: tuple[str, str, str, str], task: asyncio.Task[Any]) -> None:
         self._running.pop(name, None)
+        self._let_go(task)
+
+    def _let_go(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # seen, even where nobody waits any more
+
+    async def _extract(
+        self,
+        turns: Turns,
+        messages: Sequence[Message],
+        scope: Scope,
+        prompt: str | None,
+        key: IdempotencyKey | None,
+        options: Mapping[str, Any],
+    ) -> list[AddResult]:
+        self._check_space()
+        space = self._space
+
+        def begin() -> Turn:
+            nonlocal space
+            space = self._space
+            return Turn(
+                messages,
+                scope,
+                recent=self._records.recent_messages(scope),
+                existing=partial(self._nearest, scope, space),
+                prompt=prompt,
+            )
+
+        facts = await turns.facts(begin)
+        items = [
+            NewMemory(
+                fact.text,
+                scope,
+                metadata={**fact.metadata, **options["metadata"]},
+                expiration_date=options["expiration_date"],
+            )
+            for fact in facts
+        ]
+        made = self._made(facts, space)
+        return await self._store(
+            items, key, messages, scope, made=made, space=space, recognise=True
+        )
+
+    def _made(self, facts: Sequence[Fact], space: str) -> dict[int, bytes]:
+        """The vectors that an extraction has made already, unless the embedder was changed."""
+        if space != self._space:
+            return {}
+        shape = (self._embedder.dimensions,)
+        return {
+            i: fact.vector.astype("<f4", copy=False).tobytes()
+            for i, fact in enumerate(facts)
+            if fact.vector is not None and fact.vector.shape == shape
+        }
+
+    def _nearest(
+        self, scope: Scope, space: str, vector: NDArray[np.float32], count: int
+    ) -> list[StoredMemory]:
+        """The memories of a scope that are nearest to a vector, best first; for threads."""
+        query = SearchQuery("", scope, top_k=count)
+        question = Question(vector, vector.tolist(), [], space)
+        try:
+            return [hit.memory for hit in self._find(query, question)]
+        except SpaceChangedError:
+            # The vector is of no use any more; nothing to compare with costs a repetition at most.
+            return []
 
     async def _store(
         self,
         items: Sequence[NewMemory],
         key: IdempotencyKey | None,
         messages: Sequence[Message],
+        scope: Scope | None = None,
+        *,
+        made: Mapping[int, bytes] | None = None,
+        space: str | None = None,
+        recognise: bool = False,
     ) -> list[AddResult]:
+        """Store memories, and with them the messages and the spent key, in one transaction.
+
+        Args:
+            items: The memories.
+            key: Of the request.
+            messages: To be remembered as the recent ones of ``scope``.
+            scope: Needed with messages.
+            made: Vectors that there are already, by position in ``items``.
+            space: In which they were made.
+            recognise: Whether it is looked for older memories that they replace.
+        """
         self._check_space()
         # What is known already needs no vector; an import that is repeated is all of that.
-        new = [i for i, item in enumerate(items) if not self._records.knows(item)]
-        vectors = await self._vectors_of(items, new)
+        vectors = dict(made or {})
+        new = [
+            i for i, item in enumerate(items) if i not in vectors and not self._records.knows(item)
+        ]
+        space = space or self._space
+        vectors |= await self._vectors_of(items, new)
+        replaced: Mapping[int, StoredMemory] = {}
+        if recognise and vectors and self._records.count:
+            replaced = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._predecessors, items, vectors, space
+            )
 
         def work(change: Change) -> list[AddResult]:
+            if vectors and space != self._space:
+                raise NoVectorError
             results = [change.add(item, vectors.get(i)) for i, item in enumerate(items)]
-            if messages:
-                change.remember(messages, items[0].scope)
+            _link(change, items, results, replaced)
+            if messages and scope is not None:
+                change.remember(messages, scope)
             if key is not None:
                 change.spend(key, results)
             return results
 
         try:
             results = await asyncio.wrap_future(self._writer.submit(work))
-        except NoVectorError:  # deleted, or expired, since we looked
+        except NoVectorError:  # deleted, expired or embedded by another one since we looked
+            space = self._space
             vectors = await self._vectors_of(items, range(len(items)))
             results = await asyncio.wrap_future(self._writer.submit(work))
         self._read_back([result.id for result in results])
         return results
+
+    def _predecessors(
+        self, items: Sequence[NewMemory], vectors: Mapping[int, bytes], space: str
+    ) -> dict[int, StoredMemory]:
+        """The older memories that some new ones replace, by position; for threads."""
+        found: dict[int, StoredMemory] = {}
+        identity = EmbedderIdentity.from_json(space)
+        for i, data in vectors.items():
+            if self._index is None and self._records.count > QUICK_REBUILD:
+                break  # to look through everything would take longer than an order is worth
+            item, vector = items[i], np.frombuffer(data, "<f4")
+            question = Question(vector, vector.tolist(), [], space)
+            try:
+                candidates = self._candidates(
+                    SearchQuery("", item.scope, top_k=LOOKED_AT), question, []
+                )
+            except SpaceChangedError:
+                break
+            memories = self._records.by_rows([candidate.row for candidate in candidates])
+            near = [
+                (memory, candidate.cosine)
+                for candidate in candidates
+                if (memory := memories.get(candidate.row)) is not None
+                and memory.scope == item.scope
+            ]
+            if (older := self._recogniser.predecessor(item.text, near, identity)) is not None:
+                found[i] = older
+        return found
 
     async def _vectors_of(
         self, items: Sequence[NewMemory], wanted: Sequence[int]
@@ -675,20 +1050,27 @@ class Engine:
         self._check_space()
         self._records.get(memory_id)
         vector: bytes | None = None
-        if not isinstance(text, Unset):
-            vector = (await self._embed_all([text]))[0].astype("<f4", copy=False).tobytes()
-        await asyncio.wrap_future(
-            self._writer.submit(
-                lambda change: change.update(
-                    memory_id,
-                    text=text,
-                    vector=vector,
-                    metadata=metadata,
-                    expiration_date=expiration_date,
-                )
+        space = self._space
+
+        def work(change: Change) -> None:
+            if vector is not None and space != self._space:
+                raise NoVectorError
+            change.update(
+                memory_id,
+                text=text,
+                vector=vector,
+                metadata=metadata,
+                expiration_date=expiration_date,
             )
-        )
-        return self._records.get(memory_id)
+
+        while True:
+            if not isinstance(text, Unset):
+                vector = (await self._embed_all([text]))[0].astype("<f4", copy=False).tobytes()
+            try:
+                await asyncio.wrap_future(self._writer.submit(work))
+                return self._records.get(memory_id)
+            except NoVectorError:  # a re-embedding has just ended
+                space = self._space
 
     async def delete(self, memory_id: str) -> None:
         """Forget a memory.
@@ -705,6 +1087,14 @@ class Engine:
         return await asyncio.wrap_future(
             self._writer.submit(lambda change: change.delete_scope(scope))
         )
+
+    async def reembed(self, target: Target) -> dict[str, Any]:
+        """Begin to embed every memory anew by another embedder; see :class:`Reembedding`."""
+        return await self.reembedding.asked(partial(self.reembedding.begin, target))
+
+    async def cancel_reembedding(self) -> bool:
+        """Give it up; whether there was one."""
+        return await self.reembedding.asked(self.reembedding.cancel)
 
     async def reset(self) -> None:
         """Forget everything, and purge it from the disk."""
@@ -760,8 +1150,11 @@ class Engine:
 
     # -- searching ---------------------------------------------------------------------------------
 
-    async def search(self, query: SearchQuery) -> list[Hit]:
+    async def search(self, query: SearchQuery) -> Hits:
         """The memories that answer a question best, best first.
+
+        Where no vector of the question can be had, they are found by its words alone, and the
+        result says so (``degraded``).
 
         Raises:
             ScopeRequiredError: The scope is empty.
@@ -770,28 +1163,50 @@ class Engine:
         query.scope.required()
         if not query.text.strip():
             raise InvalidRequestError("the query is blank", hint="ask something")
-        question = self._questions.get(query.text)
-        if question is None:
-            vector = (await self._embed_all([query.text], self._embedder.embed_queries))[0]
-            question = Question(vector, vector.tolist(), self._tokenizer.ids(query.text))
-            self._questions[query.text] = question
-            if len(self._questions) > CACHED_QUESTIONS:
-                self._questions.popitem(last=False)
-        else:
-            self._questions.move_to_end(query.text)
-        if query.condition is None and self._index is not None:
-            return self._find(query, question)
-        return await asyncio.get_running_loop().run_in_executor(
+        for _ in range(SWITCH_TRIES):
+            try:
+                question = await self._question(query.text)
+            except EmbeddingError as error:
+                return await self._find_by_words(query, error)
+            try:
+                if query.condition is None and self._index is not None:
+                    return self._find(query, question)
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._find, query, question
+                )
+            except SpaceChangedError:
+                await asyncio.sleep(SWITCH_SECONDS)
+        raise ServerUnavailableError("the embedder is being changed", hint="ask again")
+
+    async def _find_by_words(self, query: SearchQuery, error: EmbeddingError) -> Hits:
+        question = Question(None, [], self._tokenizer.ids(query.text), "")
+        hits = await asyncio.get_running_loop().run_in_executor(
             self._threads, self._find, query, question
         )
+        hits.degraded = by_words(error)
+        return hits
 
-    def _find(self, query: SearchQuery, question: Question) -> list[Hit]:
+    async def _question(self, text: str) -> Question:
+        question = self._questions.get(text)
+        space = self._space
+        if question is not None and question.space == space:
+            self._questions.move_to_end(text)
+            return question
+        vector = await self._vectors.of_question(text)
+        question = Question(vector, vector.tolist(), self._tokenizer.ids(text), space)
+        self._questions[text] = question
+        if len(self._questions) > CACHED_QUESTIONS:
+            self._questions.popitem(last=False)
+        return question
+
+    def _find(self, query: SearchQuery, question: Question) -> Hits:
         terms = question.terms
         frequencies = self._records.document_frequencies(terms) if terms else {}
         weights = ranking.query_weights(terms, frequencies, self._records.count)
         candidates = self._candidates(query, question, weights)
         level = ranking.background(candidates)
-        best = ranking.shortlist(candidates, query.top_k, ranking.word_share(level))
+        share = 1.0 if question.vector is None else ranking.word_share(level)
+        best = ranking.shortlist(candidates, query.top_k, share)
         memories = self._records.by_rows([candidate.row for _, candidate in best])
         hits: list[tuple[float, int, Candidate, StoredMemory]] = []
         user, agent, run = query.scope.user_id, query.scope.agent_id, query.scope.run_id
@@ -809,16 +1224,50 @@ class Engine:
                 continue
             hits.append((score, memory.created_at, candidate, memory))
         hits.sort(key=lambda hit: (-hit[0], -hit[1]))
-        return [
+        newer_of = self._records.links.newer_of
+        if newer_of and not newer_of.keys().isdisjoint(memories):
+            hits = self._with_successors(query, question, weights, hits[: query.top_k], candidates)
+        return Hits(
             Hit(
                 memory,
                 score,
-                self._explain(query, candidate, level, memory, terms, weights)
+                self._explain(query, candidate, level, share, memory, terms, weights)
                 if query.explain
                 else None,
             )
             for score, _, candidate, memory in hits[: query.top_k]
+        )
+
+    def _with_successors(
+        self,
+        query: SearchQuery,
+        question: Question,
+        weights: Sequence[float],
+        hits: Sequence[tuple[float, int, Candidate, StoredMemory]],
+        candidates: Sequence[Candidate],
+    ) -> list[tuple[float, int, Candidate, StoredMemory]]:
+        """Hits with what supersedes them before them, pulled in where it was not found."""
+        scores = {candidate.row: score for score, _, candidate, _ in hits}
+        raised = ranking.raise_successors(scores, self._records.links.newer_of)
+        more = self._records.passing(
+            [row for row in raised if row not in scores], query.condition, query.show_expired
+        )
+        known = {candidate.row: candidate for candidate in candidates}
+        lacking = [row for row in more if row not in known]
+        if lacking and query.explain:
+            known |= {
+                c.row: c for c in self._score_exactly(lacking, question, weights, len(lacking))
+            }
+        found = [
+            (raised[candidate.row], created_at, candidate, memory)
+            for _, created_at, candidate, memory in hits
         ]
+        # They are of exactly the scope of what was found.
+        for row, memory in self._records.by_rows(more).items():
+            candidate = known.get(row, Candidate(row, 0.0, 0.0))
+            found.append((raised[row], memory.created_at, candidate, memory))
+        found.sort(key=lambda hit: (-hit[0], -hit[1], -hit[2].row))
+        return found
 
     def _candidates(
         self,
@@ -828,6 +1277,9 @@ class Engine:
     ) -> list[Candidate]:
         limit = max(ranking.CANDIDATES, 2 * query.top_k)
         index = self._index
+        by_vector = question.vector is not None
+        if by_vector and index is not None and index.space != question.space:
+            raise SpaceChangedError
         rows: list[int] | None = None
         never: list[int] = []
         if query.condition is not None or index is None:
@@ -839,7 +1291,7 @@ class Engine:
         if index is not None and (rows is None or len(rows) <= FEW_ROWS):
             try:
                 return index.search(
-                    question.values,
+                    question.values if by_vector else None,
                     question.terms,
                     weights,
                     query.scope,
@@ -852,21 +1304,38 @@ class Engine:
                     self._drop_index(error)
                 rows = self._records.matching_rows(query.scope, query.condition, query.show_expired)
         assert rows is not None
-        return exact.candidates(
-            rows,
-            self._records.index_rows,
-            question.vector,
-            question.terms,
-            weights,
-            self._tokenizer.document,
-            limit=limit,
-        )
+        return self._score_exactly(rows, question, weights, limit)
+
+    def _score_exactly(
+        self, rows: Sequence[int], question: Question, weights: Sequence[float], limit: int
+    ) -> list[Candidate]:
+        """The candidates among some rows, without the index."""
+        by_vector = question.vector is not None
+        try:
+            found = exact.candidates(
+                rows,
+                self._records.index_rows,
+                question.vector,
+                question.terms,
+                weights,
+                self._tokenizer.document,
+                limit=limit,
+            )
+        except ValueError:  # the dimensions differ
+            if self._records.meta("embedder") == question.space:
+                raise
+            raise SpaceChangedError from None
+        # Asked after the vectors were read: they were this embedder's then.
+        if by_vector and self._records.meta("embedder") != question.space:
+            raise SpaceChangedError
+        return found
 
     def _explain(
         self,
         query: SearchQuery,
         candidate: Candidate,
         level: float,
+        share: float,
         memory: StoredMemory,
         terms: Sequence[int],
         weights: Sequence[float],
@@ -875,7 +1344,6 @@ class Engine:
 
         The score is the sum of cosine (0 where it is below) and coverage, each times its weight.
         """
-        share = ranking.word_share(level)
         document = self._tokenizer.document(memory.text)
         held = dict(zip(document.ids, document.weights, strict=True))
         words: dict[int, str] = {}
@@ -900,22 +1368,28 @@ class Engine:
 
     # -- embedding ---------------------------------------------------------------------------------
 
-    async def _embed_all(
-        self,
-        texts: Sequence[str],
-        embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
-    ) -> NDArray[np.float32]:
-        embed = embed or self._embedder.embed
-        if self._embedder.immediate:
-            return embed(texts)
-        loop = asyncio.get_running_loop()
-        parts = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._threads, embed, texts[start : start + EMBED_BATCH])
-                for start in range(0, len(texts), EMBED_BATCH)
-            )
-        )
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    async def _embed_all(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return await self._vectors.of_texts(texts)
+
+
+def _link(
+    change: Change,
+    items: Sequence[NewMemory],
+    results: Sequence[AddResult],
+    replaced: Mapping[int, StoredMemory],
+) -> None:
+    """Link what was added just now with what it replaces, or is replaced by."""
+    for i, older in replaced.items():
+        if results[i].event == "ADD":
+            change.supersede(results[i].id, older.id, saying=older.text)
+    # Ids as they were sent may have become others.
+    ids = {item.id: result.id for item, result in zip(items, results, strict=True) if item.id}
+    for item, result in zip(items, results, strict=True):
+        if result.event == "ADD":
+            for other in item.supersedes:
+                change.supersede(result.id, ids.get(other, other))
+            for other in item.superseded_by:
+                change.supersede(ids.get(other, other), result.id)
 
 
 def _uuid(memory_id: str) -> str:

@@ -21,7 +21,7 @@ BATCH = 1000
 def candidates(
     rows: Sequence[int],
     read: Callable[[Sequence[int]], list[IndexRow]],
-    vector: NDArray[np.float32],
+    vector: NDArray[np.float32] | None,
     terms: Sequence[int],
     weights: Sequence[float],
     document: Callable[[str], Terms],
@@ -33,7 +33,7 @@ def candidates(
     Args:
         rows: Rows of the record.
         read: Reads what is needed of some rows.
-        vector: Of the query, shape (dimensions,), unit length.
+        vector: Of the query, shape (dimensions,), unit length; None finds by terms alone.
         terms: Term ids of the query.
         weights: One per term.
         document: The tokenizer for memories.
@@ -46,16 +46,20 @@ def candidates(
         part = read(rows[start : start + BATCH])
         if not part:
             continue
-        matrix = np.frombuffer(b"".join(row.vector for row in part), "<f4").reshape(len(part), -1)
-        cosines = matrix @ vector
+        cosines = np.zeros(len(part), np.float32) if vector is None else _matrix(part) @ vector
         found = [
             Candidate(row.row, float(cosine), coverage(document(row.text), weight_of))
             for row, cosine in zip(part, cosines, strict=True)
         ]
-        nearest = heapq.nlargest(limit, nearest + found, key=lambda c: c.cosine)
+        if vector is not None:
+            nearest = heapq.nlargest(limit, nearest + found, key=lambda c: c.cosine)
         covered += [candidate for candidate in found if candidate.coverage > 0.0]
         covered = heapq.nlargest(limit, covered, key=lambda c: c.coverage)
     return list({candidate.row: candidate for candidate in (*nearest, *covered)}.values())
+
+
+def _matrix(rows: Sequence[IndexRow]) -> NDArray[np.float32]:
+    return np.frombuffer(b"".join(row.vector for row in rows), "<f4").reshape(len(rows), -1)
 
 
 def coverage(document: Terms, weight_of: dict[int, float]) -> float:

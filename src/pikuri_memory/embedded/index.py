@@ -170,11 +170,16 @@ def _no_panics() -> Iterator[None]:
 class Index:
     """One open shard. Safe for several threads; one call at a time.
 
+    Attributes:
+        space: Identity of the embedder whose vectors it holds, told by whoever opened it: vectors
+            of another one are not to be looked for in it.
+
     Any method may raise: the engine has exceptions of its own, of many kinds, and
     :class:`IndexFailedError`. Each means that the index is to be made anew.
     """
 
     def __init__(self, shard: edge.EdgeShard) -> None:
+        self.space = ""
         self._shard = shard
         self._lock = threading.Lock()
         self._open = True
@@ -252,7 +257,7 @@ class Index:
 
     def search(
         self,
-        vector: list[float],
+        vector: list[float] | None,
         terms: Sequence[int],
         weights: Sequence[float],
         scope: Scope,
@@ -267,7 +272,7 @@ class Index:
         that every candidate has its true cosine and its true coverage.
 
         Args:
-            vector: Of the query.
+            vector: Of the query; None searches by terms alone, all cosines being 0.
             terms: Term ids of the query.
             weights: One per term, summing to at most 1.
             scope: Ids that must be equal.
@@ -285,6 +290,8 @@ class Index:
         if never is not None and (rows := set[Any](never)):
             excluded = [edge.HasIdCondition(rows)]
         where = edge.Filter(must=must, must_not=excluded)
+        if vector is None:
+            return self._covered(terms, weights, where, limit)
         near = edge.Query.Nearest(vector, using=DENSE)
         dense = edge.QueryRequest(limit=limit, query=near, filter=where)
         if not terms:
@@ -310,6 +317,17 @@ class Index:
             if uncovered:
                 coverages.update(self._scores(covered, uncovered))
         return [Candidate(id_, cosine, coverages.get(id_, 0.0)) for id_, cosine in cosines.items()]
+
+    def _covered(
+        self, terms: Sequence[int], weights: Sequence[float], where: edge.Filter, limit: int
+    ) -> list[Candidate]:
+        """The best covered terms alone."""
+        if not terms:
+            return []
+        covered = edge.Query.Nearest(edge.SparseVector(list(terms), list(weights)), using=TERMS)
+        with self._lock, _no_panics():
+            hits = self._shard.query(edge.QueryRequest(limit=limit, query=covered, filter=where))
+        return [Candidate(int(hit.id), 0.0, hit.score) for hit in hits]
 
     def _scores(self, query: Any, ids: list[Any]) -> dict[Any, float]:
         """The scores of some points for a query. The lock is held."""

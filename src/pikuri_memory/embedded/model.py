@@ -36,6 +36,8 @@ class NewMemory:
         created_at: Microseconds since the epoch; None is now.
         updated_at: Microseconds since the epoch; None is ``created_at``.
         history: Older entries to keep with it, oldest first.
+        supersedes: Ids of older memories of the same scope that it replaces; others are ignored.
+        superseded_by: Ids of later ones that replace it; others are ignored.
     """
 
     text: str
@@ -46,11 +48,16 @@ class NewMemory:
     created_at: int | None = None
     updated_at: int | None = None
     history: Sequence[HistoryEntry] = ()
+    supersedes: Sequence[str] = ()
+    superseded_by: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMemory:
-    """One row of the record. Times are microseconds since the epoch (UTC)."""
+    """One row of the record. Times are microseconds since the epoch (UTC).
+
+    ``supersedes`` and ``superseded_by`` are ids of memories of exactly the same scope.
+    """
 
     id: str
     text: str
@@ -59,6 +66,8 @@ class StoredMemory:
     created_at: int
     updated_at: int
     expiration_date: date | None
+    supersedes: tuple[str, ...] = ()
+    superseded_by: tuple[str, ...] = ()
     rendered: list[bytes] = field(default_factory=list, compare=False, repr=False)
     """At most one: its JSON, kept by :mod:`pikuri_memory.embedded.replies` with the value."""
 
@@ -70,6 +79,17 @@ class Hit:
     memory: StoredMemory
     score: float
     explanation: dict[str, Any] | None = None
+
+
+class Hits(list[Hit]):
+    """What a search found, best first.
+
+    Attributes:
+        degraded: Why it had to do without vectors, as ``code``, ``detail`` and ``hint``; None
+            where all was well.
+    """
+
+    degraded: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, TypeAlias
 
-Phase: TypeAlias = Literal["start", "idle", "commit", "index", "flush", "rebuild", "switch", "stop"]
+Phase: TypeAlias = Literal[
+    "start", "idle", "commit", "index", "flush", "rebuild", "switch", "stop", "embed", "swap"
+]
 
 
 class Observer(Protocol):

@@ -23,16 +23,21 @@ _MEANING: Final = {
     404: "There is no such memory.",
     405: "The path knows other methods only.",
     408: "The body did not arrive in time.",
-    409: "Another memory of the same scope says the same.",
+    409: "Another memory of the same scope says the same, or another re-embedding is under way.",
     413: "The body, a text or a list is over its limit.",
     415: "The body is not said to be JSON.",
     422: "The request is malformed; `detail` names the field.",
     500: "An internal error; `detail` has an id that is in the log too.",
-    503: "The server is stopping or not ready; see `Retry-After`.",
+    502: "The user's model endpoint did not do its part; nothing was stored.",
+    502: "The user's models did not do their part; nothing was stored.",
+    503: "The server is stopping, or the user's models are away or busy; see `Retry-After`.",
+    504: "The user's models did not answer in time; nothing was stored.",
+    504: "The user's model endpoint did not answer in time; nothing was stored.",
     507: "The disk is nearly full: writes are refused, reads go on.",
 }
 _WRITES: Final = (500, 503, 507)
 _READS: Final = (500, 503)
+_MODELS: Final = (502, 504)
 _BODY: Final = (408, 413, 415, 422)
 
 
@@ -117,9 +122,11 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "Store memories",
         schemas.AddOut,
         schemas.AddIn,
-        (400, *_WRITES),
+        (400, *_WRITES, *_MODELS),
         (_IDEMPOTENCY,),
-        "The reply comes when they are on the disk, indexed and read back. A text that the same"
+        "Where there is a model, the facts that it finds; else each message of the user. All are"
+        " stored, or none: an error means that nothing was. The reply comes when they are on the"
+        " disk, indexed and read back. A text that the same"
         " scope has already is not stored twice: event `NONE` and the id it has.",
     ),
     Operation(
@@ -159,7 +166,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "Import memories",
         schemas.AddOut,
         schemas.BatchIn,
-        (400, *_WRITES),
+        (400, *_WRITES, *_MODELS),
         (_IDEMPOTENCY,),
         "Each is stored as it is, with its id and dates where it has some.",
     ),
@@ -190,7 +197,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         "Change a memory",
         schemas.MessageOut,
         schemas.UpdateIn,
-        (404, 409, *_WRITES),
+        (404, 409, *_WRITES, *_MODELS),
         (_MEMORY_ID,),
     ),
     Operation(
@@ -239,6 +246,27 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         schemas.MessageOut,
         None,
         (*_BODY, *_WRITES),
+    ),
+    Operation(
+        "POST",
+        "/reembed",
+        "reembed",
+        "Embed every memory anew by another embedder",
+        schemas.ReembedOut,
+        schemas.ReembedIn,
+        (409, 502, 504, *_WRITES),
+        description="The reply comes when the embedder has been tried, which may take as long as"
+        " its endpoint needs to load it; `GET /status` tells how far it is (`reembedding`). The old"
+        " embedder and index serve until everything is embedded, also across a restart.",
+    ),
+    Operation(
+        "DELETE",
+        "/reembed",
+        "cancel_reembedding",
+        "Give a re-embedding up",
+        schemas.MessageOut,
+        None,
+        _WRITES,
     ),
     Operation(
         "GET",

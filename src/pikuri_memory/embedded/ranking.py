@@ -143,6 +143,29 @@ def _steps(number: int, formula: Formula) -> float:
     return min(round(number * formula.near_equal, 6), 1.0)
 
 
+def raise_successors(
+    scores: Mapping[int, float], newer_of: Mapping[int, Sequence[int]]
+) -> dict[int, float]:
+    """The scores with every successor raised to that of what it supersedes, where its is lower.
+
+    Args:
+        scores: By row, of what was found.
+        newer_of: The rows that supersede a row.
+
+    Returns:
+        The scores of the same rows, and of their successors that were not found.
+    """
+    raised = dict(scores)
+    waiting = list(scores)
+    while waiting:
+        row = waiting.pop()
+        for newer in newer_of.get(row, ()):
+            if raised.get(newer, -1.0) < raised[row]:
+                raised[newer] = raised[row]
+                waiting.append(newer)
+    return raised
+
+
 def shortlist(
     candidates: Sequence[Candidate], top_k: int, share: float, formula: Formula = FORMULA
 ) -> list[tuple[float, Candidate]]:

@@ -1,8 +1,8 @@
 """Makes an index from the record, in a process of its own, so that the server keeps answering.
 
-``python -m pikuri_memory.embedded.rebuild RECORD DIRECTORY LANGUAGE DIMENSIONS PARENT`` prints the
-sequence number of the change log up to which the index is complete. Changes made meanwhile may or
-may not be in it; applying them again is harmless.
+``python -m pikuri_memory.embedded.rebuild RECORD DIRECTORY LANGUAGE DIMENSIONS TABLE PARENT``
+prints the sequence number of the change log up to which the index is complete. Changes made
+meanwhile may or may not be in it; applying them again is harmless.
 
 It ends when the process PARENT is not its parent any more. Where the system kills it together with
 its parent (see :func:`pikuri_memory.process.spawn_child`), that closes the gap before it had asked
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pikuri_memory.embedded.index import Index, Point, Tokenizer
-from pikuri_memory.embedded.records import Records
+from pikuri_memory.embedded.records import Records, VectorTable
 
 
 def build(
@@ -26,6 +26,7 @@ def build(
     language: str,
     dimensions: int,
     wanted: Callable[[], bool] = lambda: True,
+    vectors: VectorTable = "vectors",
 ) -> int:
     """Make the index; returns the sequence number up to which it is complete.
 
@@ -35,12 +36,13 @@ def build(
         language: Of stop words and stemming.
         dimensions: Of the vectors.
         wanted: Asked before each batch; once it says no, the process ends.
+        vectors: The table that they are in.
     """
     tokenizer = Tokenizer(language)
     records = Records(record, terms_of=None)
     seq = records.last_seq()
     index = Index.create(directory, dimensions)
-    for batch in records.all_index_rows():
+    for batch in records.all_index_rows(vectors=vectors):
         if not wanted():
             sys.exit("the server is gone")
         index.upsert(
@@ -53,7 +55,8 @@ def build(
 
 def main(arguments: list[str]) -> int:
     """The process."""
-    record, directory, language, dimensions, parent = arguments
+    record, directory, language, dimensions, table, parent = arguments
+    vectors: VectorTable = "next_vectors" if table == "next_vectors" else "vectors"
 
     def wanted() -> bool:
         return os.getppid() == int(parent)
@@ -61,7 +64,7 @@ def main(arguments: list[str]) -> int:
     if not wanted():
         return 1
     os.nice(5)  # searches that are answered meanwhile come first
-    print(build(Path(record), Path(directory), language, int(dimensions), wanted))
+    print(build(Path(record), Path(directory), language, int(dimensions), wanted, vectors))
     return 0
 
 

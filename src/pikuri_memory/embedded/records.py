@@ -19,13 +19,14 @@ import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 from pikuri_memory.embedded import filters
+from pikuri_memory.embedded.links import Link, Links
 from pikuri_memory.embedded.model import (
     AddResult,
     Condition,
@@ -78,17 +79,20 @@ _SHORT: Final = 1000
 _TABLES: Final = (  # all that a reset empties
     "memories",
     "vectors",
+    "next_vectors",
     "history",
     "messages",
     "replies",
     "idempotency",
     "terms",
     "changes",
+    "successions",
 )
 
 
 class NoVectorError(Exception):
-    """A memory that was thought to be known is not: it is to come again with its vector."""
+    """A memory that was thought to be known is not, or its vector is another embedder's by now: it
+    is to come again with its vector."""
 
 
 def text_digest(text: str) -> bytes:
@@ -126,6 +130,10 @@ class IndexRow:
     scope: Scope
     text: str
     vector: bytes
+
+
+VectorTable: TypeAlias = Literal["vectors", "next_vectors"]
+"""The vectors that are searched, or those that a re-embedding makes."""
 
 
 def _scope(user_id: str, agent_id: str, run_id: str) -> Scope:
@@ -214,6 +222,24 @@ def _examine(path: Path) -> None:
                 raise sqlite3.DatabaseError(f"malformed: {' '.join(str(found).split())}")
 
 
+def peek(path: Path) -> tuple[bool, dict[str, str]]:
+    """Whether a record has memories, and its ``meta`` table; nothing is changed.
+
+    Of one that is not there, or cannot be read, that is nothing: whoever opens it is told why.
+    """
+    wal = path.with_name(path.name + "-wal")
+    try:
+        if not path.stat().st_size:
+            return False, {}
+        unclean = wal.exists() and wal.stat().st_size > 0
+        mode = "mode=ro" if unclean else "mode=ro&immutable=1"
+        with closing(sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=10)) as db:
+            meta = dict(db.execute("SELECT key, value FROM meta"))
+            return bool(db.execute("SELECT EXISTS (SELECT 1 FROM memories)").fetchone()[0]), meta
+    except (OSError, sqlite3.Error):
+        return False, {}
+
+
 class Records:
     """The record in one file.
 
@@ -243,6 +269,7 @@ class Records:
         self._connections: list[sqlite3.Connection] = []
         self._connections_lock = threading.Lock()
         self._count = 0
+        self._next_count = 0
         # What was read lately. A writer forgets what it changed after the commit and before
         # anybody is told; a reader keeps nothing that it began to read before that.
         self._memories: dict[int, StoredMemory] = {}
@@ -251,6 +278,9 @@ class Records:
         self._generation = 0
         self._cache_lock = threading.Lock()
         self._touched: set[int] | None = set()
+        self._relinked: list[Link | tuple[int, int] | None] = []
+        self.links = Links()
+        """Which memories supersede which, as it is on the disk."""
         if terms_of is None:
             return
         try:
@@ -267,6 +297,10 @@ class Records:
             self._writer.execute("PRAGMA secure_delete = ON")
             self._migrate()
             self._count = int(self._writer.execute("SELECT count(*) FROM memories").fetchone()[0])
+            self.links = Links(self._stored_links())
+            self._next_count = int(
+                self._writer.execute("SELECT count(*) FROM next_vectors").fetchone()[0]
+            )
         except sqlite3.Error as error:
             self.close()
             raise translate(error, path) from None
@@ -322,6 +356,16 @@ class Records:
             db.execute("ROLLBACK")
             raise
 
+    def _stored_links(self) -> list[Link]:
+        return [
+            Link(*row)
+            for row in self._writer.execute(
+                "SELECT s.newer, s.older, n.id, o.id FROM successions s"
+                " JOIN memories n ON n.rowid = s.newer JOIN memories o ON o.rowid = s.older"
+                " ORDER BY s.newer, s.older"
+            )
+        ]
+
     # -- reading -------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -341,6 +385,11 @@ class Records:
     def count(self) -> int:
         """How many memories there are, expired ones included."""
         return self._count
+
+    @property
+    def next_count(self) -> int:
+        """How many memories have a vector of the next embedder; left-overs count too."""
+        return self._next_count
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -362,7 +411,16 @@ class Records:
         rows = self._rows(f"SELECT {_COLUMNS} FROM memories m WHERE m.id = ?", (memory_id,))
         if not rows:
             raise _unknown(memory_id)
-        return _memory(rows[0])
+        return self._linked(rows[0][0], _memory(rows[0]))
+
+    def _linked(self, row: int, memory: StoredMemory) -> StoredMemory:
+        """A memory with its links, where it has any."""
+        if not self.links:
+            return memory
+        supersedes, superseded_by = self.links.ids_of(row)
+        if not supersedes and not superseded_by:
+            return memory
+        return replace(memory, supersedes=supersedes, superseded_by=superseded_by, rendered=[])
 
     def by_rows(self, rows: Sequence[int]) -> dict[int, StoredMemory]:
         """Memories by their row; rows that are gone are left out."""
@@ -379,7 +437,7 @@ class Records:
             for row in self._rows(
                 f"SELECT {_COLUMNS} FROM memories m WHERE m.rowid IN ({marks})", part
             ):
-                memory = found[row[0]] = _memory(row)
+                memory = found[row[0]] = self._linked(row[0], _memory(row))
                 if len(row[2]) + len(row[6]) <= _SHORT:
                     short[row[0]] = memory
         with self._cache_lock:
@@ -393,6 +451,14 @@ class Records:
         """Forget what was read of changed rows (None: of all), before anybody is told."""
         with self._cache_lock:
             self._generation += 1
+            for change in self._relinked:
+                if change is None:
+                    self.links.clear()
+                elif isinstance(change, Link):
+                    self.links.add(change)
+                else:
+                    self.links.remove(*change)
+            self._relinked = []
             if rows is None:
                 self._memories.clear()
             else:
@@ -400,6 +466,17 @@ class Records:
                     self._memories.pop(row, None)
             self._frequencies.clear()
             self._expiring = None
+
+    def recent_messages(self, scope: Scope) -> list[Message]:
+        """The most recent messages of exactly this scope, oldest first."""
+        return [
+            Message(role, content)
+            for role, content in self._rows(
+                "SELECT role, content FROM messages"
+                " WHERE user_id = ? AND agent_id = ? AND run_id = ? ORDER BY rowid DESC LIMIT ?",
+                (*_key(scope), RECENT_MESSAGES),
+            )
+        ][::-1]
 
     def existing(self, ids: Sequence[str]) -> set[str]:
         """Which of the ids are there, read by another connection than the writer's."""
@@ -451,7 +528,7 @@ class Records:
         more = len(rows) > limit
         rows = rows[:limit]
         following = _write_cursor(rows[-1][7], rows[-1][0]) if more else None
-        return [_memory(row) for row in rows], following
+        return [self._linked(row[0], _memory(row)) for row in rows], following
 
     def entities(self) -> list[Entity]:
         """Every user, agent and run that has memories, by type and id."""
@@ -525,7 +602,27 @@ class Records:
             for row in self._rows(f"SELECT m.rowid FROM memories m WHERE {where}", parameters)
         ]
 
-    def index_rows(self, rows: Sequence[int]) -> list[IndexRow]:
+    def passing(
+        self, rows: Sequence[int], condition: Condition | None, show_expired: bool
+    ) -> list[int]:
+        """Those of some rows that satisfy a condition."""
+        if not rows or (condition is None and show_expired):
+            return list(rows)
+        where = f"m.rowid IN ({','.join('?' * len(rows))})"
+        parameters: list[Any] = [*rows]
+        if not show_expired:
+            where += " AND (m.expires IS NULL OR m.expires >= ?)"
+            parameters.append(today(self.clock()))
+        if condition is not None:
+            sql, more = condition.sql()
+            where += f" AND ({sql})"
+            parameters += more
+        return [
+            row[0]
+            for row in self._rows(f"SELECT m.rowid FROM memories m WHERE {where}", parameters)
+        ]
+
+    def index_rows(self, rows: Sequence[int], vectors: VectorTable = "vectors") -> list[IndexRow]:
         """What the index needs of some rows; rows that are gone are left out."""
         found: list[IndexRow] = []
         for start in range(0, len(rows), _BATCH):
@@ -535,19 +632,21 @@ class Records:
                 IndexRow(row, _scope(user, agent, run), text, vector)
                 for row, user, agent, run, text, vector in self._rows(
                     "SELECT m.rowid, m.user_id, m.agent_id, m.run_id, m.text, v.vector"
-                    f" FROM memories m JOIN vectors v USING (rowid) WHERE m.rowid IN ({marks})",
+                    f" FROM memories m JOIN {vectors} v USING (rowid) WHERE m.rowid IN ({marks})",
                     part,
                 )
             ]
         return found
 
-    def all_index_rows(self, batch: int = _BATCH) -> Iterator[list[IndexRow]]:
+    def all_index_rows(
+        self, batch: int = _BATCH, vectors: VectorTable = "vectors"
+    ) -> Iterator[list[IndexRow]]:
         """What the index needs of everything, in batches by ascending row."""
         last = 0
         while True:
             rows = self._rows(
                 "SELECT m.rowid, m.user_id, m.agent_id, m.run_id, m.text, v.vector"
-                " FROM memories m JOIN vectors v USING (rowid)"
+                f" FROM memories m JOIN {vectors} v USING (rowid)"
                 " WHERE m.rowid > ? ORDER BY m.rowid LIMIT ?",
                 (last, batch),
             )
@@ -555,6 +654,18 @@ class Records:
                 return
             last = rows[-1][0]
             yield [IndexRow(row, _scope(u, a, r), text, v) for row, u, a, r, text, v in rows]
+
+    def without_next_vector(self, after: int, limit: int) -> list[tuple[int, str]]:
+        """Row and text of memories after a row that the next embedder has not embedded."""
+        return [
+            (row, text)
+            for row, text in self._rows(
+                "SELECT m.rowid, m.text FROM memories m WHERE m.rowid > ?"
+                " AND NOT EXISTS (SELECT 1 FROM next_vectors n WHERE n.rowid = m.rowid)"
+                " ORDER BY m.rowid LIMIT ?",
+                (after, limit),
+            )
+        ]
 
     def changes_after(self, seq: int) -> list[tuple[int, int, bool]]:
         """Changes after a sequence number, in order: (seq, row, deleted)."""
@@ -601,17 +712,21 @@ class Records:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One transaction of the writer, rolled back on any error."""
         db = self._writer
-        count = self._count
+        count, next_count = self._count, self._next_count
         self._touched = set()
+        self._relinked = []
         try:
             db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("COMMIT")
         except BaseException as error:
-            self._count = count
+            self._count, self._next_count = count, next_count
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            self._relinked = []
             self._forget(None)  # where a commit failed, nobody knows how far it got
+            with suppress(sqlite3.Error):
+                self.links = Links(self._stored_links())
             if isinstance(error, sqlite3.Error):
                 raise translate(error, self.path) from None
             raise
@@ -622,7 +737,7 @@ class Records:
     def part(self) -> Iterator[Change]:
         """One caller's changes within the transaction: all of them, or none."""
         db = self._writer
-        count = self._count
+        count, next_count = self._count, self._next_count
         db.execute("SAVEPOINT part")
         try:
             change = Change(self, db, self._terms_of)
@@ -630,7 +745,7 @@ class Records:
             change.finish()
             db.execute("RELEASE part")
         except BaseException as error:
-            self._count = count
+            self._count, self._next_count = count, next_count
             if db.in_transaction:  # SQLite gives up the whole of it where the disk is full
                 db.execute("ROLLBACK TO part")
                 db.execute("RELEASE part")
@@ -638,6 +753,8 @@ class Records:
                 raise translate(error, self.path) from None
             raise
         self._count += change.added - change.removed
+        self._next_count += change.next_added - change.next_removed
+        self._relinked += change.relinked
         if change.touched is None or self._touched is None:
             self._touched = None
         else:
@@ -670,6 +787,16 @@ class Records:
                 (self.clock() - IDEMPOTENCY_DAYS * _DAY,),
             )
 
+    def swap_vectors(self, db: sqlite3.Connection) -> None:
+        """Put the next vectors in place of the others, which become what is left over.
+
+        Tables change their names, in no time at any size. Each memory must have a next vector.
+        """
+        self._next_count = self._count
+        db.execute("ALTER TABLE vectors RENAME TO last_vectors")
+        db.execute("ALTER TABLE next_vectors RENAME TO vectors")
+        db.execute("ALTER TABLE last_vectors RENAME TO next_vectors")
+
     def vacuum(self) -> None:
         """Write the file anew without what was deleted, and empty the write-ahead log.
 
@@ -699,10 +826,14 @@ class Change:
         self._terms: Counter[int] = Counter()
         self.added = 0
         self.removed = 0
+        self.next_added = 0
+        self.next_removed = 0
         self.rows: dict[int, bool] = {}
         """Rows whose text changed, True where they were deleted, in order."""
         self.touched: set[int] | None = set()
         """Rows of which anything changed; None for all."""
+        self.relinked: list[Link | tuple[int, int] | None] = []
+        """Links that were made, and, as (newer, older), those that were removed; None for all."""
 
     def finish(self) -> None:
         """Write what is written once for all: document frequencies and the change log."""
@@ -802,6 +933,56 @@ class Change:
         self.added += 1
         return AddResult(memory_id, new.text, "ADD")
 
+    def supersede(self, newer: str, older: str, *, saying: str | None = None) -> None:
+        """Note that a memory supersedes another one; ordering two is all that it does.
+
+        Passed over where one of them is unknown, they are not of exactly the same scope, or the
+        one that supersedes is not the one that was learnt later.
+
+        Args:
+            newer: Id of the successor.
+            older: Id of what it replaces.
+            saying: What the older one must say still; None where that does not matter.
+        """
+        found = {
+            row[1]: row
+            for row in self._db.execute(
+                "SELECT rowid, id, user_id, agent_id, run_id, created_at, text FROM memories"
+                " WHERE id IN (?, ?)",
+                (newer, older),
+            )
+        }
+        if len(found) < 2:
+            return
+        new, old = found[newer], found[older]
+        # In the order of time, so that no chain of links leads back to where it began.
+        if new[2:5] != old[2:5] or (new[5], new[0]) <= (old[5], old[0]):
+            return
+        if saying is not None and old[6] != saying:
+            return
+        made = self._db.execute(
+            "INSERT OR IGNORE INTO successions VALUES (?, ?)", (new[0], old[0])
+        ).rowcount
+        if made:
+            self.relinked.append(Link(new[0], old[0], newer, older))
+            if self.touched is not None:
+                self.touched |= {new[0], old[0]}
+
+    def _unlink(self, row: int) -> None:
+        """Remove the links of a memory, which is not what it was any more."""
+        links = self._db.execute(
+            "SELECT newer, older FROM successions WHERE newer = ?1"
+            " UNION SELECT newer, older FROM successions WHERE older = ?1",
+            (row,),
+        ).fetchall()
+        for newer, older in links:
+            self._db.execute(
+                "DELETE FROM successions WHERE newer = ? AND older = ?", (newer, older)
+            )
+            self.relinked.append((newer, older))
+            if self.touched is not None:
+                self.touched |= {newer, older}
+
     def update(
         self,
         memory_id: str,
@@ -855,11 +1036,13 @@ class Change:
                 "UPDATE memories SET text = ?, digest = ? WHERE rowid = ?", (text, digest, row)
             )
             db.execute("UPDATE vectors SET vector = ? WHERE rowid = ?", (vector, row))
+            self._forget_next(row)
             self._terms.subtract(self._terms_of(old))
             self._terms.update(self._terms_of(text))
             self.rows[row] = False
         new = old if isinstance(text, Unset) else text
         db.execute("UPDATE memories SET updated_at = ? WHERE rowid = ?", (now, row))
+        self._unlink(row)
         self._log(memory_id, "UPDATE", old, new, now)
         if self.touched is not None:
             self.touched.add(row)
@@ -896,6 +1079,8 @@ class Change:
         for row, memory_id, text, *ids in rows:
             db.execute("DELETE FROM memories WHERE rowid = ?", (row,))
             db.execute("DELETE FROM vectors WHERE rowid = ?", (row,))
+            self._forget_next(row)
+            self._unlink(row)
             db.execute(
                 "UPDATE history SET old_text = NULL, new_text = NULL WHERE memory_id = ?",
                 (memory_id,),
@@ -915,6 +1100,41 @@ class Change:
             self.removed += 1
         if self.removed:
             self._records.set_meta(db, "purge_due", str(now))
+
+    def add_next(self, items: Iterable[tuple[int, str, bytes]]) -> None:
+        """Store vectors of the next embedder: row, text and little-endian float32 values.
+
+        A memory that is gone, or says something else by now, is passed over.
+        """
+        for row, text, vector in items:
+            self.next_added += self._db.execute(
+                "INSERT INTO next_vectors SELECT m.rowid, ? FROM memories m"
+                " WHERE m.rowid = ? AND m.text = ?"
+                " AND NOT EXISTS (SELECT 1 FROM next_vectors n WHERE n.rowid = m.rowid)",
+                (vector, row, text),
+            ).rowcount
+
+    def remove_next(self, limit: int) -> None:
+        """Remove some of the vectors of the next embedder."""
+        self.next_removed += self._db.execute(
+            "DELETE FROM next_vectors WHERE rowid IN (SELECT rowid FROM next_vectors LIMIT ?)",
+            (limit,),
+        ).rowcount
+
+    def _forget_next(self, row: int) -> None:
+        """A vector of the next embedder, too, is made of the text."""
+        self.next_removed += self._db.execute(
+            "DELETE FROM next_vectors WHERE rowid = ?", (row,)
+        ).rowcount
+
+    def set_meta(self, key: str, value: str | None) -> None:
+        """Write or remove a value of the ``meta`` table."""
+        self._records.set_meta(self._db, key, value)
+
+    def meta(self, key: str) -> str | None:
+        """A value of the ``meta`` table, as it is within the transaction."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
 
     def remember(self, messages: Sequence[Message], scope: Scope) -> None:
         """Keep the most recent messages of a scope, for extraction."""
@@ -953,9 +1173,12 @@ class Change:
         """Forget everything, spent keys and history included."""
         db = self._db
         self.removed = self._records.count
+        self.next_removed = self._records.next_count
         self.touched = None
+        self.relinked = [None]
         for table in _TABLES:
             db.execute(f"DELETE FROM {table}")
+        self._records.set_meta(db, "reembedding", None)
         self._records.set_meta(db, "purge_due", str(self._records.clock()))
 
 

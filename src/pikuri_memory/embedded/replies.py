@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import secrets
 import traceback
 from collections.abc import Sequence
@@ -14,11 +15,13 @@ from typing import Any, Final
 
 import pydantic_core
 
-from pikuri_memory.embedded.model import AddResult, Entity, HistoryEntry, Hit, StoredMemory
+from pikuri_memory.embedded.model import AddResult, Entity, HistoryEntry, Hits, StoredMemory
 from pikuri_memory.errors import PikuriMemoryError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_RETRY_AFTER: Final = {503: b"1", 507: b"60"}
+_RETRY_AFTER: Final = {503: 1.0, 507: 60.0}
+"""Seconds, where an error does not know better."""
+
 JSON_HEADER: Final = (b"content-type", b"application/json")
 
 logger = logging.getLogger(__name__)
@@ -36,9 +39,17 @@ def iso_time(microseconds: int) -> str:
 
 
 def memory_shape(memory: StoredMemory) -> dict[str, Any]:
-    """A memory as mem0's server shows it; ``hash`` is the MD5 of the text, as mem0 computes it."""
+    """A memory as mem0's server shows it; ``hash`` is the MD5 of the text, as mem0 computes it.
+
+    ``supersedes`` and ``superseded_by``, which mem0 does not know, are there where they hold ids.
+    """
     scope = memory.scope
     expires = memory.expiration_date
+    links: dict[str, Any] = {}
+    if memory.supersedes:
+        links["supersedes"] = list(memory.supersedes)
+    if memory.superseded_by:
+        links["superseded_by"] = list(memory.superseded_by)
     return {
         "id": memory.id,
         "memory": memory.text,
@@ -50,10 +61,11 @@ def memory_shape(memory: StoredMemory) -> dict[str, Any]:
         "created_at": iso_time(memory.created_at),
         "updated_at": iso_time(memory.updated_at),
         "expiration_date": None if expires is None else expires.isoformat(),
+        **links,
     }
 
 
-def hits_json(hits: Sequence[Hit]) -> bytes:
+def hits_json(hits: Hits) -> bytes:
     """The reply to a search: memories with their scores and, where asked for, the scores' parts.
 
     A memory that is found again and again is rendered once: its JSON is kept with the value, which
@@ -68,7 +80,10 @@ def hits_json(hits: Sequence[Hit]) -> bytes:
         if hit.explanation is not None:
             explanation = b',"explanation":' + to_json(hit.explanation)
         parts.append(b'%b,"score":%b%b}' % (rendered[0], repr(hit.score).encode(), explanation))
-    return b'{"results":[%b]}' % b",".join(parts)
+    degraded = b""
+    if hits.degraded is not None:
+        degraded = b',"degraded":' + to_json(hits.degraded)
+    return b'{"results":[%b]%b}' % (b",".join(parts), degraded)
 
 
 def added_shape(results: Sequence[AddResult]) -> dict[str, Any]:
@@ -115,8 +130,11 @@ def error_shape(error: PikuriMemoryError) -> tuple[int, list[tuple[bytes, bytes]
     headers = [JSON_HEADER]
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="pikuri-memory"'))
-    if (seconds := _RETRY_AFTER.get(status)) is not None:
-        headers.append((b"retry-after", seconds))
+    seconds = error.retry_after
+    if seconds is None:
+        seconds = _RETRY_AFTER.get(status)
+    if seconds is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
     return status, headers, body
 
 

@@ -15,7 +15,11 @@ The tables:
   when a memory of the reply is deleted: the key stays spent, and nothing tells what was sent.
 * ``terms``: document frequency by term id (Qdrant's hash of a stemmed token).
 * ``changes``: what the index has yet to learn, in order; ``deleted`` rows are tombstones.
-* ``meta``: ``indexed_seq``, ``embedder``, ``terms_fingerprint``, ``purge_due``.
+* ``next_vectors``: what a re-embedding has made so far; a memory that changes loses its row. What
+  is there while ``meta`` knows of no re-embedding is left over, and is removed.
+* ``successions``: which memory supersedes which, by row. A memory that changes loses its links.
+* ``meta``: ``indexed_seq``, ``embedder`` (the identity of what made ``vectors``),
+  ``embedder_source`` (where it was had), ``reembedding`` (the job), ``terms``, ``purge_due``.
 """
 
 from __future__ import annotations
@@ -93,6 +97,23 @@ MIGRATIONS: Final[tuple[tuple[str, str], ...]] = (
             deleted INTEGER NOT NULL
         );
         CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+        """,
+    ),
+    (
+        "0002-next-vectors",
+        """
+        CREATE TABLE next_vectors (rowid INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+        """,
+    ),
+    (
+        "0003-successions",
+        """
+        CREATE TABLE successions (
+            newer INTEGER NOT NULL,
+            older INTEGER NOT NULL,
+            PRIMARY KEY (newer, older)
+        ) WITHOUT ROWID;
+        CREATE INDEX successions_older ON successions (older);
         """,
     ),
 )

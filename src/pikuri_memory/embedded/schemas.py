@@ -96,10 +96,10 @@ class AddIn(_Model):
     metadata: _Metadata = None
     infer: bool | None = Field(
         None,
-        description="false or absent: each user message is stored as it is. true: facts are"
-        " extracted by an LLM, refused where there is none.",
+        description="true: facts are extracted by an LLM, refused where there is none. false: each"
+        " user message is stored as it is. Absent: extracted where there is an LLM.",
     )
-    prompt: str | None = Field(None, description="An own prompt for the extraction.")
+    prompt: str | None = Field(None, description="Own instructions for the extraction.")
     expiration_date: _Date = None
 
 
@@ -112,6 +112,12 @@ class HistoryIn(_Model):
     new_memory: str | None = None
     created_at: _Time = None
     updated_at: _Time = None
+
+
+_Links = Annotated[
+    list[Annotated[str, Field(max_length=64)]] | None,
+    Field(description="Ids of memories of the same scope; unknown ones are ignored."),
+]
 
 
 class ItemIn(_Model):
@@ -129,6 +135,8 @@ class ItemIn(_Model):
     created_at: _Time = None
     updated_at: _Time = None
     history: list[HistoryIn] | None = Field(None, description="Older changes, oldest first.")
+    supersedes: _Links = None
+    superseded_by: _Links = None
 
 
 class BatchIn(_Model):
@@ -143,6 +151,24 @@ class UpdateIn(_Model):
     text: str | None = Field(None, min_length=1, description="The new text.")
     metadata: _Metadata = None
     expiration_date: _Date = None
+
+
+class ReembedIn(_Model):
+    """``POST /reembed``."""
+
+    embedder_model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description="As its endpoint calls it, or `builtin`. Absent: the job under way, else the"
+        " best one that the endpoint offers.",
+    )
+    router: str | None = Field(
+        None,
+        min_length=1,
+        max_length=2048,
+        description="URL of the model endpoint. Absent: the one in use.",
+    )
 
 
 def _beside_filters() -> Any:
@@ -193,6 +219,14 @@ class MemoryOut(_Answer):
     created_at: datetime
     updated_at: datetime
     expiration_date: date | None
+    supersedes: list[str] = Field(
+        default_factory=list,
+        description="Ids of older memories that this one replaces; absent where there are none.",
+    )
+    superseded_by: list[str] = Field(
+        default_factory=list,
+        description="Ids of later memories that replace this one; absent where there are none.",
+    )
 
 
 class HitOut(MemoryOut):
@@ -204,10 +238,22 @@ class HitOut(MemoryOut):
     )
 
 
+class DegradedOut(_Answer):
+    """Why a search had to do without vectors, and what to do next."""
+
+    code: str
+    detail: str
+    hint: str
+
+
 class SearchOut(_Answer):
     """What was found, best first."""
 
     results: list[HitOut]
+    degraded: DegradedOut | None = Field(
+        None,
+        description="There where it was found by words alone, because no vector could be had.",
+    )
 
 
 class ListOut(_Answer):
@@ -228,7 +274,7 @@ class AddedOut(_Answer):
 
 
 class AddOut(_Answer):
-    """What became of each text, in their order."""
+    """What became of each text or fact, in their order; empty where a model found no fact."""
 
     results: list[AddedOut]
 
@@ -264,12 +310,25 @@ class MessageOut(_Answer):
     message: str
 
 
+class ReembedOut(_Answer):
+    """What became of it, and the embedder that is changed to."""
+
+    result: Literal["begun", "joined", "unchanged"]
+    model: str
+    dimensions: int
+
+
 class HealthOut(_Answer):
     """That the server answers, and which."""
 
     status: Literal["ok"]
     server: Literal["pikuri-memory"]
     version: str
+    add_seconds: float | None = Field(
+        None,
+        description="Seconds that a client should wait for an added memory; there only where a"
+        " model endpoint has a part in it.",
+    )
 
 
 class ErrorOut(_Answer):
@@ -328,6 +387,7 @@ _ADD: Final = TypeAdapter(AddIn)
 _BATCH: Final = TypeAdapter(BatchIn)
 _UPDATE: Final = TypeAdapter(UpdateIn)
 _SEARCH: Final = TypeAdapter(SearchIn)
+_REEMBED: Final = TypeAdapter(ReembedIn)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -411,6 +471,11 @@ def parse_update(body: bytes, settings: Settings) -> UpdateRequest:
             _date(sent.expiration_date, "expiration_date") if "expiration_date" in given else UNSET
         ),
     )
+
+
+def parse_reembed(body: bytes) -> ReembedIn:
+    """A ``POST /reembed``; errors as of :func:`parse_add`."""
+    return _validate(_REEMBED, parse_object(body))
 
 
 def parse_search(body: bytes, settings: Settings) -> SearchQuery:
@@ -566,7 +631,14 @@ def _item(item: ItemIn, place: str, settings: Settings) -> NewMemory:
         created_at=created,
         updated_at=_time(item.updated_at, f"{place}.updated_at"),
         history=history,
+        supersedes=_ids(item.supersedes),
+        superseded_by=_ids(item.superseded_by),
     )
+
+
+def _ids(sent: Sequence[str] | None) -> list[str]:
+    """The ids in their usual form; what is none is no id of a memory, and so unknown."""
+    return [str(uuid.UUID(id_)) for id_ in sent or () if _UUID.fullmatch(id_)]
 
 
 def _optional_scope(sent: AddIn | ItemIn | SearchIn) -> Scope:

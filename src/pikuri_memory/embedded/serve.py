@@ -35,6 +35,7 @@ from pikuri_memory.settings import Settings
 if TYPE_CHECKING:
     from pikuri_memory.embedded.engine import Engine, Pace
     from pikuri_memory.embedded.model import Embedder
+    from pikuri_memory.embedded.models_used import ModelsUsed
     from pikuri_memory.embedded.observer import Observer
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ KIND = "embedded"
 HOST = "127.0.0.1"
 LOG_FILES = 3
 BACKLOG = 1024
+_MAY_BE_LEFT = ("extraction-", "texts-", "questions-", "looks-", "embedder-watch", "warm-up")
 
 
 class LocationsOnly(logging.Formatter):
@@ -157,6 +159,15 @@ def run(
     return 0
 
 
+def left_behind() -> list[str]:
+    """Names of threads that still wait for the user's models, after the server has closed.
+
+    They hold nothing. But an interpreter that ends while a thread is deep in a library's code may
+    crash, so a process that has some is to be ended without its last rites.
+    """
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(_MAY_BE_LEFT)]
+
+
 def _serve(
     settings: Settings,
     paths: DataPaths,
@@ -183,21 +194,37 @@ def _serve(
     listener = bind(settings.port)
 
     from pikuri_memory.embedded.engine import Engine
+    from pikuri_memory.embedded.models_used import Maker, ModelsUsed, stored_in
+    from pikuri_memory.embedded.turns import Limits
 
-    embedder = make_embedder()
-    engine = Engine(
-        paths,
-        embedder,
-        language=settings.language,
-        free_space_reserve=settings.free_space_reserve,
-        purge_seconds=settings.purge_hours * 3600,
-        observer=observer,
-        pace=pace,
-    )
+    # A router that is new is asked now: what it cannot do is to be told by the start.
+    models = ModelsUsed(settings, paths, stored_in(paths), Maker(make_embedder))
+    try:
+        engine = Engine(
+            paths,
+            models.vectors,
+            extractor=models.extractor,
+            # One more than the router takes: its turn is prepared while another one is answered.
+            limits=Limits(settings.router_concurrency + 1, seconds=settings.extraction_timeout),
+            about=models.about,
+            source=models.source(),
+            language=settings.language,
+            free_space_reserve=settings.free_space_reserve,
+            purge_seconds=settings.purge_hours * 3600,
+            embedders=models,
+            observer=observer,
+            pace=pace,
+        )
+    except BaseException:
+        models.close()
+        raise
     try:
         discovery.ensure_api_key(paths)
-        _listen(settings, paths, keeper, engine, listener)
+        models.remember()
+        models.start(engine)
+        _listen(settings, paths, keeper, engine, models, listener)
     finally:
+        models.close()
         engine.close()
         discovery.clear_server_info(paths, os.getpid())
         if lease.is_kept(paths, keeper.identity):
@@ -210,6 +237,7 @@ def _listen(
     paths: DataPaths,
     keeper: lease.Keeper,
     engine: Engine,
+    models: ModelsUsed,
     listener: socket.socket,
 ) -> None:
     import uvicorn
@@ -233,10 +261,20 @@ def _listen(
         loop="uvloop",
         http=Connection,
         ws="none",
+        # Nobody stands in front of us whose word on a caller's address would count.
+        proxy_headers=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(max(1, settings.stop_timeout / 2)),
     )
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Nobody can say how long a model takes: those who wait for one are told now.
+            engine.abandon()
+            models.hang_up()
+            await super().shutdown(sockets)
+
+    server = Server(config)
 
     info = discovery.ServerInfo(
         kind=KIND,

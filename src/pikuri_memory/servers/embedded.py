@@ -39,7 +39,8 @@ class EmbeddedServer:
         data_dir: Directory of the memories; by default the user's own.
         keep: Leave the server running without shares, until ``pikuri-memory down``.
         **settings: Other settings by name (``pikuri_memory.settings``), for a server that is
-            started.
+            started. ``router`` is the URL of the user's own models, which are used from then on,
+            by later starts too; ``llm_model`` and ``embedder_model`` choose among them.
 
     Raises:
         SettingError: A setting is unknown or impossible.
@@ -60,14 +61,19 @@ class EmbeddedServer:
         resolved = Settings.resolve(given)
         self._paths = DataPaths.at(resolved.data_dir)
         # Absolute: the server does not run in our working directory.
-        self._settings = dataclasses.replace(resolved, data_dir=str(self._paths.root))
+        key_file = resolved.router_key_file
+        self._settings = dataclasses.replace(
+            resolved,
+            data_dir=str(self._paths.root),
+            router_key_file=key_file and os.path.abspath(os.path.expanduser(key_file)),
+        )
         self._lifecycle = ServerLifecycle(
             self._paths,
             kind=KIND,
             version=__version__,
             spawn=self._spawn,
             healthy=answers,
-            start_timeout=resolved.start_timeout,
+            start_timeout=resolved.start_timeout + self._probe_seconds(),
             stop_timeout=resolved.stop_timeout,
             keep=keep,
         )
@@ -84,6 +90,9 @@ class EmbeddedServer:
             PortInUseError: Something else listens on the port; names it.
             DataDirectoryInUseError: Something else owns the data directory.
             StorageError: The directory or a file in it cannot be used.
+            ModelError: A router that was not used before cannot be asked, or lacks a model.
+            MissingExtraError: Extraction is wanted, and its library is not installed.
+            EmbedderMismatchError: The memories are embedded by another model than is asked for.
             ServerStartError: The server ended for another reason; quotes it.
             WaitTimeoutError: It was not healthy in time.
         """
@@ -173,6 +182,11 @@ class EmbeddedServer:
 
     def _key(self) -> str | None:
         return discovery.read_api_key(self._paths)
+
+    def _probe_seconds(self) -> float:
+        """How much longer a start may take, because the server may have to ask a router first."""
+        asks = self._settings.router is not None or self._paths.models.exists()
+        return self._settings.router_timeout if asks else 0.0
 
     def _spawn(self, keep: bool) -> Process:
         command = [sys.executable, "-m", "pikuri_memory", "serve", *self._settings.flags()]

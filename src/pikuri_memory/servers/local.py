@@ -37,6 +37,29 @@ class LocalClient(Mem0Client):
         """Remove deleted text from the disk; returns when it is gone."""
         self._send(Request("POST", "/purge", done, json={}))
 
+    def reembed(self, model: str | None, router: str | None) -> dict[str, Any]:
+        """Embed every memory anew; returns when the embedder has been tried.
+
+        Args:
+            model: As its endpoint calls it, or ``builtin``; None is the job that is under way,
+                else the best one that the endpoint offers.
+            router: URL of the endpoint; None is the one in use.
+
+        Returns:
+            ``result`` (``begun``, ``joined`` or ``unchanged``), ``model``, ``dimensions``.
+
+        Raises:
+            ReembeddingUnderWayError: Another one is under way.
+            ModelError: The embedder cannot be had.
+        """
+        sent = {"embedder_model": model, "router": router}
+        # Not again by itself: whoever asks is told at once what the endpoint says.
+        return self._send(Request("POST", "/reembed", _mapping, json=sent, retry="never"))
+
+    def cancel_reembedding(self) -> None:
+        """Give a re-embedding up; where there is none, nothing happens."""
+        self._send(Request("DELETE", "/reembed", done))
+
 
 @dataclass(frozen=True)
 class Status:
@@ -78,8 +101,11 @@ class Status:
             "pid": info.pid if info else None,
             "version": info.version if info else None,
             "memories": told.get("memories"),
+            "router": told.get("router"),
             "embedder": told.get("embedder"),
             "extraction": told.get("extraction"),
+            "findings": told.get("findings"),
+            "reembedding": told.get("reembedding"),
             "language": told.get("language"),
             "index": told.get("index"),
             "disk": {
