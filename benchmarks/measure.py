@@ -348,7 +348,8 @@ class Bench:
         process.run(
             [
                 *(sys.executable, "-m", "pikuri_memory.embedded.rebuild", str(ours.paths.record)),
-                *(str(target), "english", str(self._corpus.vectors.shape[1]), str(os.getpid())),
+                *(str(target), "english", str(self._corpus.vectors.shape[1]), "vectors"),
+                str(os.getpid()),
             ],
             timeout=_INDEX_SECONDS,
             env=self._workspace.environment(),

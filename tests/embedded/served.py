@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def serving(
     reserve: int = 0,
     body_deadline: float = 30.0,
     wrap: Callable[[Engine], Any] = lambda engine: engine,
+    engine: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
     """A server over a new data directory.
@@ -118,14 +119,16 @@ def serving(
         reserve: Free space below which writes are refused.
         body_deadline: Seconds until a body must be there.
         wrap: Puts something before the engine.
+        engine: Arguments of the engine that are not the usual ones.
         settings: Settings that are not the defaults.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    engine = Engine(DataPaths.at(directory), WordEmbedder(), free_space_reserve=reserve)
+    options = {"embedder": WordEmbedder(), "free_space_reserve": reserve, **(engine or {})}
+    opened = Engine(DataPaths.at(directory), **options)
     try:
         served = Served(
             create_app(
-                wrap(engine),
+                wrap(opened),
                 api_key=lambda: KEY,
                 settings=Settings.resolve(settings, {}),
                 version=VERSION,
@@ -137,4 +140,4 @@ def serving(
         finally:
             served.close()
     finally:
-        engine.close()
+        opened.close()

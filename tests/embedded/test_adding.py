@@ -39,7 +39,9 @@ from tests.embedded.parts import ANNA, BEN, HashEmbedder, OtherEmbedder, keep, o
 def sentences(turn: Turn) -> list[Fact]:
     """A fact for each sentence of the user."""
     said = ". ".join(message.content for message in turn.messages if message.role == "user")
-    return [Fact(text.strip(), {"attributed_to": "user"}) for text in said.split(".") if text.strip()]
+    return [
+        Fact(text.strip(), {"attributed_to": "user"}) for text in said.split(".") if text.strip()
+    ]
 
 
 class Played:

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,14 +16,28 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from pikuri_memory.embedded import openapi
-from pikuri_memory.errors import DamagedRecordError, ServerUnavailableError
+from pikuri_memory.embedded.model import Fact, Turn
+from pikuri_memory.embedded.turns import Limits
+from pikuri_memory.errors import (
+    DamagedRecordError,
+    EmbedderUnavailableError,
+    ModelAnswerError,
+    ModelError,
+    RouterBusyError,
+    RouterTimeoutError,
+    RouterUnreachableError,
+    ServerUnavailableError,
+)
+from pikuri_memory.waiting import Deadline
 
 from .fakes import FailingEngine
-from .served import KEY, VERSION, Served, serving
+from .served import KEY, VERSION, Served, WordEmbedder, serving
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 MEMORY_FIELDS = set(
@@ -423,6 +437,25 @@ def test_a_server_that_stops_tells_when_to_come_again(
     assert int(reply.headers["retry-after"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [
+        (RouterBusyError("busy", hint="later", retry_after=6.2), 503, "7"),
+        (RouterUnreachableError("away", hint="start it"), 503, "1"),
+        (RouterTimeoutError("slow", hint="wait", retry_after=0.1), 504, "1"),
+        (ModelAnswerError("nonsense", hint="another"), 502, None),
+    ],
+)
+def test_an_error_of_the_user_s_models_says_when_to_come_again(
+    failing: tuple[Served, FailingEngine], error: ModelError, status: int, retry_after: str | None
+) -> None:
+    server, engine = failing
+    engine.error = error
+    reply = server.client.get("/entities")
+    assert_is_error(reply, status, error.code)
+    assert reply.headers.get("retry-after") == retry_after
+
+
 def test_an_unforeseen_error_is_told_by_an_id_that_the_log_has_without_any_value(
     failing: tuple[Served, FailingEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -481,6 +514,48 @@ def test_health_status_and_configuration_are_told(server: Served) -> None:
     configuration = server.client.get("/configure")
     assert {"version", "vector_store", "llm", "embedder"} <= set(configuration.json())
     assert KEY not in configuration.text
+
+
+def test_models_show_in_health_status_and_configuration(tmp_path: Path) -> None:
+    class Nothing:
+        def extract(self, turn: Turn, deadline: Deadline) -> list[Fact]:
+            return []
+
+    class Away(WordEmbedder):
+        def embed_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            raise EmbedderUnavailableError("it is away", hint="start it")
+
+    told = {
+        "router": "http://127.0.0.1:8080",
+        "llm_model": "some-model",
+        "embedder_router": "http://127.0.0.1:8080",
+        "embed_seconds": 20.0,
+        "findings": [{"level": "note", "subject": "chat", "text": "slow", "hint": "faster"}],
+    }
+    options = {"extractor": Nothing(), "about": lambda: told, "limits": Limits(seconds=50)}
+    with serving(tmp_path / "data", engine={"embedder": Away(), **options}) as server:
+        assert server.stranger.get("/health").json()["add_seconds"] == 50 + 20 + 30
+        status = server.client.get("/status").json()
+        assert status["extraction"]["model"] == "some-model"
+        assert status["findings"] == told["findings"]
+        assert status["embedder"]["state"] == "ok"
+        configuration = server.client.get("/configure").json()
+        assert configuration["llm"]["config"]["model"] == "some-model"
+        assert configuration["embedder"]["provider"] == "openai"
+        server.add("tea and cake", infer=False)
+        sent = {"messages": "nothing in it", "user_id": "alice"}
+        assert server.client.post("/memories", json=sent).json() == {"results": []}
+        reply = server.client.post("/search", json={"query": "cake?", "user_id": "alice"}).json()
+        assert [hit["memory"] for hit in reply["results"]] == ["tea and cake"]
+        assert reply["degraded"] == {
+            "code": "embedder_unavailable",
+            "detail": "searched by words alone, because it is away",
+            "hint": "start it",
+        }
+        assert server.client.get("/status").json()["embedder"]["state"] == "unavailable"
+        metrics = server.client.get("/metrics").text
+        assert "pikuri_memory_embedder_available 0.0" in metrics
+        assert 'pikuri_memory_extractions{state="done"} 1.0' in metrics
 
 
 def test_every_reply_names_the_version_and_forbids_keeping_it(server: Served) -> None:

@@ -55,6 +55,21 @@ class _State(Collector):
             ("purge_pending", "Whether deleted text is still on the disk"),
         ):
             yield GaugeMetricFamily(f"pikuri_memory_{name}", text, value=float(status[name]))
+        yield GaugeMetricFamily(
+            "pikuri_memory_embedder_available",
+            "Whether vectors can be had; searches go by words where not",
+            value=float(status["embedder"].get("state", "ok") == "ok"),
+        )
+        extraction = status.get("extraction")
+        if extraction is not None:
+            turns = GaugeMetricFamily(
+                "pikuri_memory_extractions",
+                "Turns that wait, are worked on, are done and have failed since the start",
+                labels=["state"],
+            )
+            for state in ("waiting", "running", "done", "failed"):
+                turns.add_metric([state], float(extraction[state]))
+            yield turns
 
 
 class Metrics:

@@ -29,9 +29,7 @@ _MEANING: Final = {
     422: "The request is malformed; `detail` names the field.",
     500: "An internal error; `detail` has an id that is in the log too.",
     502: "The user's model endpoint did not do its part; nothing was stored.",
-    502: "The user's models did not do their part; nothing was stored.",
-    503: "The server is stopping, or the user's models are away or busy; see `Retry-After`.",
-    504: "The user's models did not answer in time; nothing was stored.",
+    503: "The server is stopping, or the user's model endpoint is away or busy; see `Retry-After`.",
     504: "The user's model endpoint did not answer in time; nothing was stored.",
     507: "The disk is nearly full: writes are refused, reads go on.",
 }
