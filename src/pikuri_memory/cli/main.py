@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from pikuri_memory._version import __version__
-from pikuri_memory.cli import erasing, key, memories, moving, output, server, verb
+from pikuri_memory.cli import erasing, key, memories, moving, output, server, stack, verb
 from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, StorageError
 from pikuri_memory.settings import SETTINGS
 
@@ -44,6 +44,7 @@ def _root(
 
 
 server.register(app)
+stack.register(app)
 memories.register(app)
 moving.register(app)
 erasing.register(app)
