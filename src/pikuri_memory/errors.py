@@ -504,6 +504,15 @@ _STATUS_FALLBACK: dict[int, type[PikuriMemoryError]] = {
 }
 
 
+# What mem0's server calls the troubles of its models (and of our patches to it).
+_FOREIGN_CODES: dict[str, type[PikuriMemoryError]] = {
+    "provider_unavailable": RouterUnreachableError,
+    "provider_timeout": RouterTimeoutError,
+    "provider_bad_request": RouterRefusedError,
+    "extraction_unusable": ModelAnswerError,
+}
+
+
 def error_for(code: str | None, status: int) -> type[PikuriMemoryError]:
     """The class for an error reply: by its ``code``, else by its HTTP status.
 
@@ -511,6 +520,8 @@ def error_for(code: str | None, status: int) -> type[PikuriMemoryError]:
         code: The ``code`` of the reply, None where the server sends none (mem0's does not).
         status: The HTTP status, 400 to 599.
     """
-    if code is not None and (found := _tree(PikuriMemoryError).get(code)) is not None:
-        return found
+    if code is not None:
+        found = _tree(PikuriMemoryError).get(code) or _FOREIGN_CODES.get(code)
+        if found is not None:
+            return found
     return _STATUS_FALLBACK.get(status, ServerError)
