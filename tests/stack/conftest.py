@@ -60,15 +60,20 @@ def bundle() -> str | None:
     return _SYSTEM_BUNDLE if Path(_SYSTEM_BUNDLE).is_file() else None
 
 
-@pytest.fixture(scope="session")
-def engine_ready() -> None:
-    """A running engine with the base images."""
+def ensure_engine() -> None:
+    """A running engine with the base images; else the test is skipped."""
     try:
         engines.look()
     except StackError as error:
         pytest.skip(f"no container engine (scripts/docker_engine.sh start): {error.message[:200]}")
     with alone("images"):
         images.ensure()
+
+
+@pytest.fixture(scope="session")
+def engine_ready() -> None:
+    """The same, once."""
+    ensure_engine()
 
 
 @pytest.fixture
@@ -81,11 +86,15 @@ def engine(engine_ready: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
     """The source of mem0's server."""
+    return source(tmp_path_factory.mktemp("upstream") / "mem0")
+
+
+def source(directory: Path) -> Upstream:
+    """A mirror where one is given, else a repository that is made in ``directory``."""
     if mirror := os.environ.get(REPOSITORY):
         return Upstream(mirror, Mem0Server.MEM0_REF)
     from tests.stack import upstream as stand_in
 
-    directory = tmp_path_factory.mktemp("upstream") / "mem0"
     with alone("upstream"):
         return Upstream(str(directory), stand_in.make(directory))
 

@@ -17,10 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from pikuri_memory import discovery
+from pikuri_memory import discovery, lease
 from pikuri_memory._version import __version__
 from pikuri_memory.discovery import ServerInfo
 from pikuri_memory.errors import (
+    MissingToolError,
+    PikuriMemoryError,
     ServerNotRunningError,
     SettingError,
     StackTimeoutError,
@@ -210,8 +212,12 @@ class Mem0Server:
             WaitTimeoutError: It was not healthy in time.
         """
         self._sick_since = None
-        with _Watch(self._paths, progress):
-            self._lifecycle.start()
+        try:
+            with _Watch(self._paths, progress):
+                self._lifecycle.start()
+        except BaseException:
+            self._clean_up()
+            raise
         running = StackPlan.read(self._paths)
         if running is not None and self._differs(running):
             _log.warning(
@@ -222,7 +228,10 @@ class Mem0Server:
 
     def close(self) -> None:
         """Give the share back; after the last one, return when the stack is down. Best effort."""
+        info = self._lifecycle.info
         self._lifecycle.close()
+        if info is not None and not info.is_running():
+            self._clean_up()
 
     @property
     def endpoint(self) -> str:
@@ -324,6 +333,13 @@ class Mem0Server:
         return f"{type(self).__name__}({str(self._paths.root)!r}, {state})"
 
     # ------------------------------------------------------------ inside
+
+    def _clean_up(self) -> None:
+        """Take down what a keeper left that was killed; not while others need it."""
+        try:
+            take_down_leftovers(self._paths)
+        except PikuriMemoryError as error:
+            _log.warning("containers may have been left: %s", error.message)
 
     def _running(self) -> ServerInfo:
         info = self._lifecycle.info
@@ -428,12 +444,16 @@ def stop(paths: DataPaths, *, force: bool, timeout: float) -> Stopped:
     if info is not None and info.kind == KIND:
         timeout = max(timeout, _STOP_SECONDS)
     done = lifecycle.stop(paths, force=force, timeout=timeout)
-    take_down_leftovers(paths)
+    take_down_leftovers(paths, force=force)
     return done
 
 
-def take_down_leftovers(paths: DataPaths) -> None:
-    """Remove the containers that a killed keeper left; a running keeper's are left alone.
+def take_down_leftovers(paths: DataPaths, *, force: bool = False) -> None:
+    """Remove the containers that a killed keeper left, unless a keeper or a user is there.
+
+    Args:
+        paths: The data directory.
+        force: Also while programs use them.
 
     Raises:
         StackError: There are some, and they could not be removed.
@@ -441,13 +461,16 @@ def take_down_leftovers(paths: DataPaths) -> None:
     if not paths.stack_plan.is_file():
         return
     plan = StackPlan.read(paths)
-    owner = ExclusiveLock(paths.owner_lock)
-    if plan is None or not owner.try_acquire():
-        return
-    with owner:
+    # With both, nobody starts a keeper meanwhile; whoever has one of them sees to it himself.
+    starting, owner = ExclusiveLock(paths.start_lock), ExclusiveLock(paths.owner_lock)
+    with starting, owner:
+        if plan is None or not (starting.try_acquire() and owner.try_acquire()):
+            return
+        if lease.holders(paths) and not force:
+            return
         try:
             compose.down(plan.project, os.geteuid(), paths)
-        except compose.ENGINE_AWAY:
+        except (*compose.ENGINE_AWAY, MissingToolError):
             return  # no engine runs, so no container does
 
 

@@ -154,9 +154,10 @@ def checked_router(url: object, container_url: str | None) -> None:
         return
     if checked_url(url, "router_url", ("http", "https")).scheme == "https":
         raise SettingError(
-            f"router_url {url} is https://, and the relay carries plain TCP to it",
-            hint="give container_router_url too: the endpoint's URL as a container reaches it"
-            " (the stack is then not sealed), or use an http:// endpoint",
+            f"router_url {url} is https://, and the relay carries plain TCP:"
+            " container_router_url is needed too",
+            hint="give --container-router-url, the endpoint's URL as a container reaches it (the"
+            " stack is then not sealed), or use an http:// endpoint",
         )
 
 
