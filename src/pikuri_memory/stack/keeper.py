@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -416,10 +417,15 @@ class Stack:
 
 
 def _free_port(but: int = 0) -> int:
+    """A port that is free, and stays so while an image is built: below those that the system
+    gives to outgoing connections."""
     while True:
+        port = random.randrange(20_000, 32_000)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind((HOST, 0))
-            port = int(probe.getsockname()[1])
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
         if port != but:
             return port
 
