@@ -119,7 +119,7 @@ def a_scope_is_listed_and_deleted_whole(server: Served, models: Router, user: st
                 "user_id": user,
                 "hash": str(number),
                 "text_lemmatized": f"fact {number}",
-                "created_at": "2026-01-02T03:04:05+00:00",
+                "created_at": f"2026-01-02T03:04:05.{number:06}+00:00",
             },
         }
         for number in range(many)
@@ -127,7 +127,8 @@ def a_scope_is_listed_and_deleted_whole(server: Served, models: Router, user: st
     stored = server.qdrant.put(f"/collections/{COLLECTION}/points", json={"points": points})
     assert stored.status_code == 200
     assert len(server.memories(user_id=user)) == many
-    assert len(server.memories(user_id=user, top_k=30)) == 30
+    newest = [row["memory"] for row in server.memories(user_id=user, top_k=3)]
+    assert newest == [f"fact {many - 1}", f"fact {many - 2}", f"fact {many - 3}"]
     assert server.api.get("/memories", params={"user_id": user, "top_k": 0}).status_code == 422
     every = [row for row in server.memories() if row["user_id"] == user]
     assert len(every) == many
@@ -188,6 +189,80 @@ def only_programs_of_this_machine_come_in(server: Served, models: Router, user: 
     assert shown.headers["cache-control"] == "no-store"
 
 
+def a_request_says_whose_memories_it_is_about(server: Served, models: Router, user: str) -> None:
+    server.add(HOUSE, user, infer=False)
+    none: list[dict[str, Any]] = [{}, {"user_id": ""}, {"user_id": "  "}, {"user_id": "*"}]
+    for scope in none:
+        replies = [
+            server.api.post("/memories", json={"messages": "of nobody", **scope}),
+            server.api.post("/search", json={"query": "key", **scope}),
+            server.api.post("/search", json={"query": "key", "filters": scope}),
+            server.api.delete("/memories", params=scope),
+        ]
+        assert [reply.status_code for reply in replies] == [400] * 4, scope
+        assert {reply.json().get("code") for reply in replies} == {"scope_required"}
+    wide = {"query": "key", "filters": {"user_id": {"ne": "nobody"}}}
+    assert server.api.post("/search", json=wide).status_code == 400
+    assert server.api.delete("/entities/user/*").status_code == 400
+    assert server.api.get(f"/memories?user_id={user}&user_id=other").status_code == 422
+    assert [row["memory"] for row in server.memories(user_id=user)] == [HOUSE]
+    # The last one counts, for whoever reads it.
+    body = f'{{"messages": "said twice", "user_id": "x", "user_id": "{user}/2", "infer": false}}'
+    kind = {"Content-Type": "application/json"}
+    assert server.api.post("/memories", content=body, headers=kind).status_code == 200
+    assert [row["memory"] for row in server.memories(user_id=f"{user}/2")] == ["said twice"]
+    assert server.api.delete(f"/entities/user/{user}%2F2").status_code == 200
+    assert server.memories(user_id=f"{user}/2") == []
+    for odd in ('{"n": NaN}', '{"n": 1e999}', '"\\ud800"', "9" * 30, "[" * 5000 + "]" * 5000):
+        body = f'{{"messages": "x", "user_id": "{user}", "metadata": {{"a": {odd}}}}}'
+        assert server.api.post("/memories", content=body, headers=kind).status_code == 422, odd
+
+
+def a_memory_that_is_not_there_is_not_found(server: Served, models: Router, user: str) -> None:
+    gone = server.add(HOUSE, user, infer=False).json()["results"][0]["id"]
+    assert server.api.delete(f"/memories/{gone}").status_code == 200
+    for memory_id in (gone, str(uuid.uuid4()), "no-uuid", "7"):
+        path = f"/memories/{memory_id}"
+        replies = [
+            server.api.get(path),
+            server.api.put(path, json={"text": "anything"}),
+            server.api.delete(path),
+        ]
+        if memory_id != gone:
+            replies.append(server.api.get(f"{path}/history"))
+        assert {reply.status_code for reply in replies} == {404}
+        assert {reply.json().get("code") for reply in replies} == {"not_found"}
+
+
+def what_an_update_does_not_name_stays(server: Served, models: Router, user: str) -> None:
+    added = server.add(HOUSE, user, infer=False, metadata={"source": "chat"})
+    path = f"/memories/{added.json()['results'][0]['id']}"
+    before = server.api.get(path).json()
+    assert server.api.put(path, json={"text": "The key is in the shed"}).status_code == 200
+    after = server.api.get(path).json()
+    assert after["memory"] == "The key is in the shed"
+    assert after.get("metadata") == {"source": "chat"}
+    assert server.api.put(path, json={"metadata": {"source": "letter"}}).status_code == 200
+    last = server.api.get(path).json()
+    assert (last["memory"], last["metadata"]) == (after["memory"], {"source": "letter"})
+    assert (last["created_at"], last["user_id"]) == (before["created_at"], user)
+
+
+def what_is_deleted_is_erased(server: Served, models: Router, user: str) -> None:
+    models.script.chat = remembers("The number of the safe is 314159")
+    said = server.add("My safe opens with 314159", user)
+    path = f"/memories/{said.json()['results'][0]['id']}"
+    server.api.put(path, json={"text": "The number of the safe is 271828"})
+    assert server.api.delete(path).status_code == 200
+    changes = server.api.get(f"{path}/history").json()
+    assert [change["event"] for change in changes] == ["ADD", "UPDATE", "DELETE"]
+    assert {(change["old_memory"], change["new_memory"]) for change in changes} == {(None, None)}
+    for file in server.history.iterdir():
+        content = file.read_bytes()
+        assert b"314159" not in content, file.name
+        assert b"271828" not in content, file.name
+
+
 Promise = Callable[[Served, Router, str], None]
 PROMISES: dict[str, Promise] = {
     "01-qdrant": memories_live_in_qdrant,
@@ -196,6 +271,10 @@ PROMISES: dict[str, Promise] = {
     "04-whole-scope": a_scope_is_listed_and_deleted_whole,
     "05-no-thinking": the_model_is_told_not_to_think,
     "06-guard": only_programs_of_this_machine_come_in,
+    "07-requests": a_request_says_whose_memories_it_is_about,
+    "08-not-found": a_memory_that_is_not_there_is_not_found,
+    "09-updates-keep": what_an_update_does_not_name_stays,
+    "10-erasure": what_is_deleted_is_erased,
 }
 
 

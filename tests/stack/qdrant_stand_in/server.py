@@ -73,8 +73,14 @@ def shown_id(value: Any) -> int | str:
     return value if isinstance(value, int) else str(value)
 
 
-def filter_of(body: Json) -> edge.Filter | None:
-    """A filter of the REST API as one of Edge's."""
+def filter_of(body: Json, shard: edge.EdgeShard | None = None) -> edge.Filter | None:
+    """A filter of the REST API as one of Edge's.
+
+    Args:
+        body: The filter, or None.
+        shard: Where it is used: Edge's conditions never match a boolean, so that the points which
+            have it are looked up.
+    """
     if body is None:
         return None
     _only(body, "must", "should", "must_not")
@@ -83,11 +89,11 @@ def filter_of(body: Json) -> edge.Filter | None:
         if conditions is None:
             continue
         rows = conditions if isinstance(conditions, list) else [conditions]
-        clauses[name] = [_condition(row) for row in rows]
+        clauses[name] = [_condition(row, shard) for row in rows]
     return edge.Filter(**clauses)
 
 
-def _condition(row: Json) -> Any:
+def _condition(row: Json, shard: edge.EdgeShard | None) -> Any:
     if "has_id" in row:
         return edge.HasIdCondition({point_id(value) for value in row["has_id"]})
     if "is_empty" in row:
@@ -95,7 +101,7 @@ def _condition(row: Json) -> Any:
     if "is_null" in row:
         return edge.IsNullCondition(row["is_null"]["key"])
     if "key" not in row:
-        return filter_of(row)
+        return filter_of(row, shard)
     _only(row, "key", "match", "range")
     if row.get("range") is not None:
         limits = {name: value for name, value in row["range"].items() if value is not None}
@@ -105,6 +111,11 @@ def _condition(row: Json) -> Any:
         return edge.FieldCondition(row["key"], range=kind(**limits))
     match = {name: value for name, value in row["match"].items() if value is not None}
     [(kind_of_match, value)] = match.items()
+    if isinstance(value, bool) and shard is not None:
+        everything = edge.ScrollRequest(limit=1_000_000, with_payload=True)
+        points, _ = shard.scroll(everything)
+        has = {point.id for point in points if (point.payload or {}).get(row["key"]) is value}
+        return edge.HasIdCondition(has)
     known: dict[str, Callable[[Any], Any]] = {
         "value": edge.MatchValue,
         "any": edge.MatchAny,
@@ -284,12 +295,12 @@ def _points(store: Store, name: str, verb: str, rest: str, body: dict[str, Json]
         return _scroll(collection, body)
     if rest == "/count":
         _only(body, "filter", "exact")
-        return {"count": collection.count(filter_of(body.get("filter")))}
+        return {"count": collection.count(filter_of(body.get("filter"), collection.shard))}
     if rest == "/delete":
         if body.get("points") is not None:
             ids = [point_id(value) for value in body["points"]]
             return _changed(collection, edge.UpdateOperation.delete_points(ids))
-        where = filter_of(body["filter"])
+        where = filter_of(body["filter"], collection.shard)
         assert where is not None
         return _changed(collection, edge.UpdateOperation.delete_points_by_filter(where))
     if rest == "/payload" and verb == "POST":
@@ -330,7 +341,7 @@ def _query(collection: Collection, body: dict[str, Json]) -> list[Json]:
                 limit=int(body.get("limit") or 10),
                 offset=int(body.get("offset") or 0),
                 query=edge.Query.Nearest(vector_of(wanted), using=body.get("using")),
-                filter=filter_of(body.get("filter")),
+                filter=filter_of(body.get("filter"), collection.shard),
                 with_payload=bool(body.get("with_payload", False)),
                 with_vector=bool(body.get("with_vector", False)),
                 score_threshold=body.get("score_threshold"),
@@ -351,7 +362,7 @@ def _scroll(collection: Collection, body: dict[str, Json]) -> Json:
         edge.ScrollRequest(
             offset=None if offset is None else point_id(offset),
             limit=limit,
-            filter=filter_of(body.get("filter")),
+            filter=filter_of(body.get("filter"), collection.shard),
             with_payload=bool(body.get("with_payload", True)),
             with_vector=bool(body.get("with_vector", False)),
         )

@@ -25,6 +25,7 @@ def _classify_one(exc: BaseException) -> tuple[str, str]:
     name = type(exc).__name__
     module = getattr(type(exc), "__module__", "") or ""
     status = getattr(exc, "status_code", None)
+
     if name in _AUTH_NAMES or status in (401, 403):
         return ("provider_auth_failed", "Provider rejected the request (authentication).")
     if name == "APITimeoutError" or isinstance(exc, TimeoutError):

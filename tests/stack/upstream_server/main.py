@@ -14,8 +14,8 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, RedirectResponse
 from models import RequestLog, User
-from pydantic import BaseModel
-from routers import accounts as accounts_router
+from pydantic import BaseModel, Field
+from routers import api_keys as api_keys_router
 from routers import entities as entities_router
 from server_state import get_current_config, get_memory_instance, initialize_state, set_session_factory, update_config
 
@@ -57,14 +57,15 @@ initialize_state(DEFAULT_CONFIG)
 
 app = FastAPI(title="Mem0 REST APIs", description="A stand-in for tests.", redirect_slashes=False)
 app.add_exception_handler(UpstreamError, upstream_error_handler)
+DASHBOARD_URL = os.environ.get("DASHBOARD_URL", "http://localhost:3000")
 app.add_middleware(
     CORSMiddleware,
-    allow_origins=[os.environ.get("DASHBOARD_URL", "http://localhost:3000")],
+    allow_origins=[DASHBOARD_URL],
     allow_credentials=True,
     allow_methods=["*"],
     allow_headers=["*"],
 )
-app.include_router(accounts_router.router)
+app.include_router(api_keys_router.router)
 app.include_router(entities_router.router)
 
 
@@ -83,8 +84,8 @@ class MemoryCreate(BaseModel):
 
 
 class MemoryUpdate(BaseModel):
-    text: str
-    metadata: Optional[Dict[str, Any]] = None
+    text: str = Field(..., description="New content to update the memory with.")
+    metadata: Optional[Dict[str, Any]] = Field(None, description="Metadata to update.")
 
 
 class SearchRequest(BaseModel):

@@ -6,12 +6,14 @@ from typing import Any
 from auth import verify_auth
 from errors import upstream_error
 from fastapi import APIRouter, Depends
+from schemas import MessageResponse
 from server_state import get_memory_instance
 
 router = APIRouter(prefix="/entities", tags=["entities"])
 
 SCAN_LIMIT = 10_000
 
+EntityType = str
 FIELDS = {"user": "user_id", "agent": "agent_id", "run": "run_id"}
 
 
@@ -40,10 +42,10 @@ def list_entities(_auth=Depends(verify_auth)):
     ]
 
 
-@router.delete("/{kind}/{name}")
-def delete_entity(kind: str, name: str, _auth=Depends(verify_auth)):
+@router.delete("/{entity_type}/{entity_id}", response_model=MessageResponse)
+def delete_entity(entity_type: EntityType, entity_id: str, _auth=Depends(verify_auth)):
     try:
-        get_memory_instance().delete_all(**{FIELDS[kind]: name})
+        get_memory_instance().delete_all(**{FIELDS[entity_type]: entity_id})
     except Exception:
         raise upstream_error()
-    return {"message": "Entity deleted"}
+    return MessageResponse(message="Entity deleted")
