@@ -77,7 +77,11 @@ def stack(directory: Path) -> Iterator[Subject]:
     world.ensure_engine()
     upstream = world.source(directory / "upstream")
     embedder = BuiltinEmbedder()
-    with routers.running() as router, pytest.MonkeyPatch.context() as patch:
+    with (
+        world.alone("engine", shared=True),
+        routers.running() as router,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         if bundle := world.bundle():
             patch.setenv(world.BUNDLE, bundle)
         router.script.chat = verbatim

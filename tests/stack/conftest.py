@@ -44,11 +44,11 @@ class Upstream:
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
-    """One test process at a time, also under xdist."""
+def alone(name: str, *, shared: bool = False) -> Iterator[None]:
+    """One test process at a time, also under xdist; ``shared`` ones exclude only the others."""
     path = Path(tempfile.gettempdir()) / f"pikuri-test-{os.geteuid()}-{name}.lock"
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
 
 
@@ -77,10 +77,12 @@ def engine_ready() -> None:
 
 
 @pytest.fixture
-def engine(engine_ready: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, for one test."""
+def engine(engine_ready: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same, for one test, in which nobody restarts it."""
     if path := bundle():
         monkeypatch.setenv(BUNDLE, path)
+    with alone("engine", shared=True):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +129,7 @@ def arguments(upstream: Upstream, router: Router, home: Path) -> dict[str, Any]:
         "port": 0,
         "qdrant_port": 0,
         "cache_dir": home,
+        "healthcheck_timeout": 240,  # a busy machine, many tests at once
         "mem0_repo_url": upstream.url,
         "mem0_ref": upstream.ref,
         "patch_dir": Mem0Server.PATCH_DIR / Mem0Server.MEM0_REF,

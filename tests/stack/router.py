@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -59,6 +60,7 @@ class Script:
 
     Attributes:
         chat: Makes the content of a chat answer from the request.
+        embed: Makes the vector of a text.
         chat_status: Of chat answers; anything but 200 is an error.
         embedding_status: Of answers to embeddings, likewise.
         refused_texts: Texts with one of these words are not embedded.
@@ -67,6 +69,7 @@ class Script:
     """
 
     chat: Reply = field(default_factory=lambda: remembers())
+    embed: Callable[[str], list[float]] = embedding
     chat_status: int = 200
     embedding_status: int = 200
     refused_texts: tuple[str, ...] = ()
@@ -89,7 +92,7 @@ class Router:
     def __init__(self, port: int = 0) -> None:
         self.script = Script()
         self.port = port
-        self._server: ThreadingHTTPServer | None = None
+        self._server: _Server | None = None
 
     @property
     def url(self) -> str:
@@ -114,6 +117,7 @@ class Router:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+            self._server.hang_up()
             self._server = None
 
 
@@ -132,6 +136,24 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 512
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End the connections that are open: a router that has stopped has none."""
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -170,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status if status != 200 else 400, {"error": {"message": "no embedding"}})
             return
         data = [
-            {"object": "embedding", "index": place, "embedding": embedding(text)}
+            {"object": "embedding", "index": place, "embedding": self.script.embed(text)}
             for place, text in enumerate(texts)
         ]
         usage = {"prompt_tokens": 1, "total_tokens": 1}

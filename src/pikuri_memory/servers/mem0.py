@@ -33,7 +33,7 @@ from pikuri_memory.process import Process, spawn_detached
 from pikuri_memory.servers import lifecycle
 from pikuri_memory.servers.embedded import keeper_environment
 from pikuri_memory.servers.lifecycle import ServerLifecycle, Stopped
-from pikuri_memory.stack import compose, health
+from pikuri_memory.stack import compose, health, relay
 from pikuri_memory.stack import plan as plans
 from pikuri_memory.stack.plan import StackPlan
 from pikuri_memory.stack.state import read_state
@@ -468,6 +468,7 @@ def take_down_leftovers(paths: DataPaths, *, force: bool = False) -> None:
             return
         if lease.holders(paths) and not force:
             return
+        relay.remove_stale(plan.socket)
         try:
             compose.down(plan.project, os.geteuid(), paths)
         except (*compose.ENGINE_AWAY, MissingToolError):

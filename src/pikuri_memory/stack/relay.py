@@ -61,7 +61,7 @@ class Relay:
         self._output = output
         self._bind_timeout = bind_timeout
         self._on_replaced = on_replaced
-        self._lock = ExclusiveLock(path.parent.with_name(path.parent.name + ".lock"))
+        self._lock = _lock_of(path)
         self._child: process.Process | None = None
         # Open as long as it is ours: the number of a removed directory can be given to the next.
         self._directory: int | None = None
@@ -207,17 +207,12 @@ class Relay:
                 f"{self.path} is there and is no socket",
                 hint=f"move it away: mv {self.path} {self.path}.old",
             )
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(self.path))
-            except OSError:
-                self.path.unlink(missing_ok=True)
-                return
-        raise RelayError(
-            f"another process listens on {self.path}",
-            hint="end it, or give this stack a cache_dir of its own",
-        )
+        if _is_served(self.path):
+            raise RelayError(
+                f"another process listens on {self.path}",
+                hint="end it, or give this stack a cache_dir of its own",
+            )
+        self.path.unlink(missing_ok=True)
 
     def _end_strays(self) -> None:
         """End what an earlier relay of this very path left (we hold its lock)."""
@@ -276,6 +271,28 @@ class Relay:
         except OSError:
             text = ""
         return f"; its last output:\n{text}" if text else ""
+
+
+def remove_stale(path: Path) -> None:
+    """Remove a socket that a killed relay left, unless somebody uses the path."""
+    lock = _lock_of(path)
+    with lock, contextlib.suppress(OSError):
+        if stat.S_ISSOCK(path.lstat().st_mode) and lock.try_acquire() and not _is_served(path):
+            path.unlink()
+
+
+def _lock_of(path: Path) -> ExclusiveLock:
+    return ExclusiveLock(path.parent.with_name(path.parent.name + ".lock"))
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
