@@ -69,7 +69,16 @@ def verbatim(request: dict[str, Any]) -> str:
 
 @contextmanager
 def stack(directory: Path) -> Iterator[Subject]:
-    """mem0's own server in the sealed stack, with a router whose embedder knows meanings."""
+    """mem0's own server in the sealed stack."""
+    with stack_server(directory) as server:
+        key = read_api_key(DataPaths.at(server.data_dir))
+        assert key is not None
+        yield Subject(server.endpoint, key, server.client, server.async_client)
+
+
+@contextmanager
+def stack_server(directory: Path) -> Iterator[Mem0Server]:
+    """A running stack, with a router whose embedder knows meanings."""
     from pikuri_memory.models.builtin import BuiltinEmbedder
     from tests.stack import conftest as world
     from tests.stack import router as routers
@@ -88,9 +97,7 @@ def stack(directory: Path) -> Iterator[Subject]:
         router.script.embed = lambda text: [float(x) for x in embedder.embed([text])[0]]
         given = world.arguments(upstream, router, directory)
         with Mem0Server(**{**given, "embedding_dims": 384}) as server:
-            key = read_api_key(DataPaths.at(server.data_dir))
-            assert key is not None
-            yield Subject(server.endpoint, key, server.client, server.async_client)
+            yield server
 
 
 KINDS = (
@@ -106,6 +113,7 @@ KINDS = (
             "explain": "its scores have no parts that are told",
             "idempotency": "it does not know the header",
             "pages": "its list is whole or cut, without pages",
+            "text_filters": "its adapter for the vector store looks for whole words, and for no *",
         },
     ),
 )
@@ -122,4 +130,5 @@ FEATURES = {
     "pages": "lists come in pages",
     "partial_update": "what an update does not name stays",
     "scope_required": "an empty scope is refused",
+    "text_filters": "a filter finds a part of a text, and a field that is there at all",
 }

@@ -170,6 +170,12 @@ def docker(*words: str, check: bool = True) -> str:
     return process.run(["docker", *words], timeout=120, check=check).stdout.strip()
 
 
+def logs(container: str) -> str:
+    """All that a container has said."""
+    done = process.run(["docker", "logs", container], timeout=60)
+    return done.stdout + done.stderr
+
+
 def leftovers(project: str) -> list[str]:
     """Containers and networks of a project, and relays of it."""
     label = f"label=com.docker.compose.project={project}"
