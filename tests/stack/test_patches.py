@@ -317,7 +317,7 @@ def whole(
 ) -> Iterator[Served]:
     """The server with all patches."""
     source = _source(upstream, tmp_path_factory.mktemp("whole"), PROMISES)
-    with served(image, source, models) as running:
+    with alone("engine", shared=True), served(image, source, models) as running:
         yield running
 
 
@@ -340,7 +340,11 @@ def test_without_the_patch_its_promise_is_broken(
     image: str, upstream: Upstream, script: Router, tmp_path: Path, patch: str
 ) -> None:
     source = _source(upstream, tmp_path, set(PROMISES) - {patch})
-    with pytest.raises(AssertionError), served(image, source, script) as running:
+    with (
+        alone("engine", shared=True),
+        pytest.raises(AssertionError),
+        served(image, source, script) as running,
+    ):
         PROMISES[patch](running, script, f"without-{patch}")
 
 
