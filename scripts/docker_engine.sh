@@ -6,6 +6,9 @@
 #   docker_engine.sh stop       ends that daemon and its children; what it stored stays
 #   docker_engine.sh status     one line; exit 0 when the daemon answers
 #   docker_engine.sh env        lines to eval: DOCKER_HOST and the PATH with the packaged client
+#   docker_engine.sh rootless-start, rootless-stop, rootless-env
+#                               a daemon of an ordinary user (pikuri-rootless, made if need be), which
+#                               has a network of its own and so can run beside the other one
 #
 # Debian 12's own engine is 20.10: no additional build contexts, and its internal networks keep a
 # route to the bridge gateway. Two rootful daemons on one machine spoil each other's firewall rules,
@@ -193,6 +196,81 @@ status_line() {
   echo "engine $(docker version --format '{{.Server.Version}}') on $socket, pid $(ours || echo '?'), storage $(docker info --format '{{.Driver}}, cgroup v{{.CgroupVersion}}')"
 }
 
+# ------------------------------------------------------------------ the rootless daemon
+
+rootless_user=pikuri-rootless
+rootless=$home/rootless
+rootless_socket=$rootless/run/docker.sock
+rootless_packages=(fuse-overlayfs rootlesskit slirp4netns uidmap)
+
+rootless_answers() {
+  [ -S "$rootless_socket" ] \
+    && env DOCKER_HOST="unix://$rootless_socket" /usr/bin/docker version >/dev/null 2>&1
+}
+
+rootless_pid() { # of its rootlesskit, which ends everything when it ends
+  local pid
+  pid=$(cat "$rootless/pid" 2>/dev/null) || return 1
+  grep -qa "$rootless/run" "/proc/$pid/environ" 2>/dev/null && echo "$pid"
+}
+
+start_rootless() {
+  [ "$(id -u)" -eq 0 ] || die "the user of the rootless daemon is made by root" "sudo bash $0 rootless-start"
+  local missing=() package
+  for package in "${rootless_packages[@]}"; do
+    [ -n "$(installed_version "$package")" ] || missing+=("$package")
+  done
+  if [ "${#missing[@]}" -gt 0 ]; then
+    apt-get update -q
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+  fi
+  id "$rootless_user" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$rootless_user"
+  grep -q "^$rootless_user:" /etc/subuid || echo "$rootless_user:200000:65536" >>/etc/subuid
+  grep -q "^$rootless_user:" /etc/subgid || echo "$rootless_user:200000:65536" >>/etc/subgid
+  chmod 666 /dev/net/tun /dev/fuse
+  mkdir -p "$home"
+  exec 9>"$lock"
+  flock 9
+  if rootless_answers; then
+    echo "the rootless daemon runs already"
+    return
+  fi
+  install -d -o "$rootless_user" -g "$rootless_user" "$rootless"
+  rm -rf "$rootless/run"
+  install -d -m 700 -o "$rootless_user" -g "$rootless_user" "$rootless/run" "$rootless/data"
+  setsid runuser -u "$rootless_user" -- env -i \
+    HOME="/home/$rootless_user" XDG_RUNTIME_DIR="$rootless/run" PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    sh -c 'echo $$ >"$1/pid"; exec /usr/share/docker.io/contrib/dockerd-rootless.sh \
+      --storage-driver fuse-overlayfs --data-root "$1/data" --log-level warn' \
+    sh "$rootless" >"$home/rootless.log" 2>&1 </dev/null 9>&- &
+  local waited=0
+  until rootless_answers; do
+    waited=$((waited + 1))
+    if [ "$waited" -gt 360 ]; then
+      tail -20 "$home/rootless.log" >&2
+      die "the rootless daemon did not answer within 90 s" "read $home/rootless.log"
+    fi
+    sleep 0.25
+  done
+  echo "a rootless daemon of $rootless_user on $rootless_socket"
+}
+
+stop_rootless() {
+  local pid
+  if ! pid=$(rootless_pid); then
+    echo "no rootless daemon of ours runs"
+    return
+  fi
+  kill "$pid"
+  local waited=0
+  while [ -e "/proc/$pid" ]; do
+    waited=$((waited + 1))
+    [ "$waited" -le 240 ] || die "the rootless daemon (pid $pid) did not stop within 60 s" "kill -9 $pid"
+    sleep 0.25
+  done
+  echo "stopped"
+}
+
 case "${1:-}" in
   install) install_engine ;;
   start) start_daemon ;;
@@ -200,6 +278,11 @@ case "${1:-}" in
   status)
     answers || die "no daemon answers on $socket" "bash $0 start"
     status_line
+    ;;
+  rootless-start) start_rootless ;;
+  rootless-stop) stop_rootless ;;
+  rootless-env)
+    echo "export DOCKER_HOST=unix://$rootless_socket XDG_RUNTIME_DIR=$rootless/run"
     ;;
   env)
     echo "export DOCKER_HOST=unix://$socket"
@@ -209,5 +292,5 @@ case "${1:-}" in
     # shellcheck disable=SC2016 # for the reader's shell
     printf 'export PATH=%s:"$PATH"\n' "$home/bin"
     ;;
-  *) die "usage: $0 install|start|stop|status|env" ;;
+  *) die "usage: $0 install|start|stop|status|env|rootless-start|rootless-stop|rootless-env" ;;
 esac

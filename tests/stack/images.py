@@ -64,6 +64,19 @@ def ensure() -> None:
     _ensure(QDRANT_IMAGE, _recipe(python, version, *sources), _build_qdrant)
 
 
+def copy(socket: Path) -> None:
+    """Give the images of this engine to another one, a rootless one for example."""
+    tags = (python_image(), SOCAT_IMAGE, QDRANT_IMAGE)
+    with subprocess.Popen([docker_command(), "save", *tags], stdout=subprocess.PIPE) as saved:
+        subprocess.run(
+            [docker_command(), "--host", f"unix://{socket}", "load", "--quiet"],
+            stdin=saved.stdout,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+    assert saved.returncode == 0
+
+
 def _ensure(tag: str, recipe: str, make: Make) -> str:
     shown = subprocess.run(
         [

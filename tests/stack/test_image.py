@@ -145,6 +145,7 @@ def test_no_variable_leads_memories_elsewhere_and_none_is_logged(
         path = f"/memories/{hits[0]['id']}"
         server.api.put(path, json={"text": "The key lies behind the flowerpot"})
         server.api.get("/memories", params={"user_id": "flowerpot"})
+        server.api.delete("/entities/user/flowerpot")
         log = server.log()
     assert models.script.chats()
     assert "flowerpot" not in log

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -27,6 +28,7 @@ HEALTH_USER: Final = "user_id=pikuri-memory-health"
 
 _SECRETS_DIR = Path("/run/secrets")
 _PORT = 8000
+_OWNER = re.compile(r"^(/entities/[^/]*/).*")
 # The OpenAI client obeys them, and they would lead memories elsewhere. The Docker client can put
 # its own proxies into every container.
 _UNWANTED = ("_PROXY", "OPENROUTER_", "OPENAI_API_BASE", "OPENAI_ORG", "OPENAI_PROJECT")
@@ -52,7 +54,7 @@ class _NoMessages(logging.Formatter):
 
 
 class _QuietAccess(logging.Filter):
-    """Requests without their query, and none of the health check's."""
+    """Requests without their query and without names, and none of the health check's."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         args = record.args
@@ -60,7 +62,8 @@ class _QuietAccess(logging.Filter):
             client, method, target, version, status = args
             if HEALTH_USER in str(target) and status == 200:
                 return False
-            record.args = (client, method, str(target).partition("?")[0], version, status)
+            path = _OWNER.sub(r"\1...", str(target).partition("?")[0])
+            record.args = (client, method, path, version, status)
         return True
 
 
