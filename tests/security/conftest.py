@@ -6,14 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from .target import Target, attacked
+from .target import Target, attacked, attacked_stack
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """The server that the attacks of one module share."""
-    with attacked(tmp_path_factory.mktemp("target")) as running:
-        yield running
+@pytest.fixture(scope="module", params=["embedded", "mem0"])
+def target(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Target]:
+    """The servers that the attacks of one module share."""
+    directory = tmp_path_factory.mktemp("target")
+    running = attacked(directory) if request.param == "embedded" else attacked_stack(directory)
+    with running as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

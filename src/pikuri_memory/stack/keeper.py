@@ -308,22 +308,24 @@ class Stack:
                     f" {self.endpoint}: {wrong}\n{self._compose.last_lines()}",
                     hint="see the lines above, or give it longer: --healthcheck-timeout",
                 )
-            looks = looks + 1 if self._dead() else 0
-            if looks >= _PATIENCE:
+            # Not in a row: one that ends again and again is started again in between.
+            looks += bool(dead := self._dead())
+            if looks > _PATIENCE:
                 raise StackStartError(
-                    f"a service of the stack ended: {self._dead()}\n{self._compose.last_lines()}",
+                    f"a service of the stack ends again and again: {dead or 'see below'}\n"
+                    f"{self._compose.last_lines()}",
                     hint="see the lines above",
                 )
             if self._stop.wait(min(_POLL_SECONDS, deadline.remaining())):
                 raise Stopped
 
     def _dead(self) -> str:
-        """Names of services that have ended for good, as far as one look can tell."""
+        """Names of services that have ended, as far as one look can tell."""
         assert self._compose is not None
         return ", ".join(
             service.name
             for service in self._compose.services()
-            if service.expected and service.state in ("exited", "dead", "missing")
+            if service.expected and service.state in ("exited", "dead", "missing", "restarting")
         )
 
     def _go_on(self) -> None:
