@@ -66,6 +66,11 @@ class DataPaths:
         return self.root / "stack-state.json"
 
     @property
+    def stack_vectors(self) -> Path:
+        """By collection of the stack's vector store, which embedder made its vectors."""
+        return self.root / "stack-vectors.json"
+
+    @property
     def stack_secrets(self) -> Path:
         """The directory of the stack's own secrets (mode 0700)."""
         return self.root / "secrets"
@@ -129,7 +134,7 @@ class DataPaths:
         """What is there of all that this package makes in the directory, and nothing else."""
         files = (
             *(self.record, self.api_key, self.server_info, self.models, self.keep_marker),
-            *(self.stack_plan, self.stack_state),
+            *(self.stack_plan, self.stack_state, self.stack_vectors),
         )
         directories = (
             *(self.index, self.locks, self.logs),

@@ -376,7 +376,7 @@ def disk() -> Iterator[SmallDisk]:
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk")
     home = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
-    with small_disk(home, 64 * 2**20) as mounted:
+    with small_disk(home / "d", 256 * 2**20) as mounted:
         yield mounted
     home.rmdir()
 

@@ -22,6 +22,7 @@ from pikuri_memory import (
 from pikuri_memory.discovery import read_api_key
 from pikuri_memory.errors import (
     DataDirectoryInUseError,
+    EmbedderMismatchError,
     EmbeddingDimensionsError,
     ForeignStackError,
     PortInUseError,
@@ -190,6 +191,16 @@ def test_an_embedder_of_another_length_is_refused_before_anything_is_built(
         server.start()
     assert time.monotonic() - begun < 10
     assert not server.checkout_dir.exists()
+
+
+def test_another_embedder_than_that_of_the_memories_is_refused(make: Make, name: str) -> None:
+    with make():
+        pass
+    with pytest.raises(EmbedderMismatchError, match="were embedded by scripted-embedder") as caught:
+        make(embedder_model="another").start()
+    assert "--embedder-model scripted-embedder" in caught.value.hint
+    with make(embedder_model="another", collection="other") as server:
+        assert server.client().get_all(user_id=name) == []
 
 
 @pytest.mark.parametrize("which", ["port", "qdrant_port"])

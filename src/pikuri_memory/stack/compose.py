@@ -39,6 +39,7 @@ SIDECAR: Final = "router-proxy"
 _UP_SECONDS: Final = 180.0
 _DOWN_SECONDS: Final = 90.0
 _GRACE_SECONDS: Final = 10
+_RESTARTS: Final = 2  # of a service that was not up before: the third time will not be better
 _FIELDS: Final = (
     "{{.ID}}",
     "{{.State}}",
@@ -294,6 +295,20 @@ class Compose:
     def services(self) -> list[Service]:
         """The services as they should be and as they are."""
         return services(self.around.plan.project, self.around.services)
+
+    def failing(self) -> str:
+        """Names of the services that have ended for good, or that end again and again."""
+        found = [service for service in self.services() if service.expected]
+        gone = {one.name for one in found if one.state in ("exited", "dead", "missing")}
+        for service in found:
+            if service.container:
+                done = docker(
+                    ("inspect", "--format", "{{.RestartCount}}", service.container), check=False
+                )
+                count = done.stdout.strip()
+                if count.isdigit() and int(count) >= _RESTARTS:
+                    gone.add(service.name)
+        return ", ".join(sorted(gone))
 
     def last_lines(self, count: int = 8) -> str:
         """The last lines of every service that is not as it should be, for an error."""

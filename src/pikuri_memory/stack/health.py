@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import json
+from typing import TYPE_CHECKING, Any, Final
 
-from pikuri_memory.errors import EmbeddingDimensionsError
+from pikuri_memory.errors import EmbedderMismatchError, EmbeddingDimensionsError
+from pikuri_memory.files import write_private
+from pikuri_memory.paths import DataPaths
 from pikuri_memory.stack import plan as plans
 
 if TYPE_CHECKING:
@@ -59,6 +62,43 @@ def measured_dimensions(router_url: str, model: str) -> int | None:
             return len(vector) if isinstance(vector, list) and vector else None
     except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
         return None
+
+
+def check_embedder(paths: DataPaths, collection: str, model: str, dimensions: int) -> None:
+    """Refuse another embedder than the one that made a collection's vectors.
+
+    Raises:
+        EmbedderMismatchError: It is another.
+    """
+    made = _embedders(paths).get(collection)
+    if made is not None and made != [model, dimensions]:
+        raise EmbedderMismatchError(
+            f"the memories of {collection} in {paths.root} were embedded by {made[0]} (length"
+            f" {made[1]}), not by {model} (length {dimensions})",
+            hint=f"use --embedder-model {made[0]} --embedding-dims {made[1]}, or another"
+            " --collection or --data-dir",
+        )
+
+
+def remember_embedder(paths: DataPaths, collection: str, model: str, dimensions: int) -> None:
+    """Write down which embedder makes a collection's vectors.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    known = _embedders(paths)
+    if known.get(collection) != [model, dimensions]:
+        write_private(paths.stack_vectors, json.dumps({**known, collection: [model, dimensions]}))
+
+
+def _embedders(paths: DataPaths) -> dict[str, list[Any]]:
+    try:
+        found = json.loads(paths.stack_vectors.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {k: v for k, v in found.items() if isinstance(v, list) and len(v) == 2}
 
 
 def check_dimensions(router_url: str, model: str, expected: int) -> int | None:

@@ -48,7 +48,7 @@ KIND: Final = "mem0"
 HOST: Final = "127.0.0.1"
 CA_VARIABLE: Final = "PIKURI_MEMORY_CA_BUNDLE"
 _LOOK_SECONDS: Final = 5.0
-_POLL_SECONDS: Final = 0.5
+_WAIT_SECONDS: Final = 0.5
 _PATIENCE: Final = 3  # looks at which a service is ill before something is done about it
 _LONGEST_PAUSE: Final = 60.0
 
@@ -203,6 +203,8 @@ class Stack:
         for port in (around.port, around.qdrant_port):
             self._check_port(port)
         report("check", f"the embedder {plan.embedder_model}")
+        embedder = (plan.collection, plan.embedder_model, plan.embedding_dims)
+        health.check_embedder(paths, *embedder)
         health.check_dimensions(plan.router_url, plan.embedder_model, plan.embedding_dims)
         self._go_on()
 
@@ -233,6 +235,7 @@ class Stack:
         services.up(lambda line: report("start", line.strip()))
         self._go_on()
         self._await_answer()
+        health.remember_embedder(paths, *embedder)
         self._key_stamp = self._stamp()
         report("ready", self.endpoint)
 
@@ -308,25 +311,15 @@ class Stack:
                     f" {self.endpoint}: {wrong}\n{self._compose.last_lines()}",
                     hint="see the lines above, or give it longer: --healthcheck-timeout",
                 )
-            # Not in a row: one that ends again and again is started again in between.
-            looks += bool(dead := self._dead())
-            if looks > _PATIENCE:
+            # Twice, because a service that has ended may be about to be started again.
+            looks = looks + 1 if (failing := self._compose.failing()) else 0
+            if looks > 1:
                 raise StackStartError(
-                    f"a service of the stack ends again and again: {dead or 'see below'}\n"
-                    f"{self._compose.last_lines()}",
+                    f"a service of the stack ended: {failing}\n{self._compose.last_lines()}",
                     hint="see the lines above",
                 )
-            if self._stop.wait(min(_POLL_SECONDS, deadline.remaining())):
+            if self._stop.wait(min(_WAIT_SECONDS, deadline.remaining())):
                 raise Stopped
-
-    def _dead(self) -> str:
-        """Names of services that have ended, as far as one look can tell."""
-        assert self._compose is not None
-        return ", ".join(
-            service.name
-            for service in self._compose.services()
-            if service.expected and service.state in ("exited", "dead", "missing", "restarting")
-        )
 
     def _go_on(self) -> None:
         if self._stop.is_set():
