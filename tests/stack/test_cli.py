@@ -73,6 +73,9 @@ def test_up_use_status_logs_repair_and_down(
     assert unknown.code == 2
     assert "mem0, qdrant, front" in unknown.err
 
+    assert run("purge").code == 2
+    assert [row["text"] for row in run("list", "--json").lines] == [FACT]
+
     # Half of it is dead, its keeper too.
     info = discovery.read_server_info(DataPaths.at(home / "data"))
     assert info is not None
@@ -87,6 +90,8 @@ def test_up_use_status_logs_repair_and_down(
     assert FACT in run("search", "walnuts", "--user", "ada").out
     assert run(*flags, "--json").document["was_running"] is True
 
+    assert run("reset", "--yes", "--json").document == {"deleted": 1}
+    assert run("list").out == ""
     down = run("down")
     assert down.code == 0, down.err
     assert f"its memories are in {home / 'data'}" in down.out

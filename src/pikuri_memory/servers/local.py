@@ -15,7 +15,7 @@ from pikuri_memory.client.protocol import Request
 from pikuri_memory.client.replies import ShapeError, done
 from pikuri_memory.client.sync import Mem0Client
 from pikuri_memory.discovery import ServerInfo
-from pikuri_memory.errors import PikuriMemoryError, ServerNotRunningError
+from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, ServerNotRunningError
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import lifecycle
 from pikuri_memory.waiting import Deadline
@@ -157,9 +157,22 @@ def purge(paths: DataPaths) -> None:
     Raises:
         ServerNotRunningError: None runs.
         StorageError: It could not be done now; nothing was lost.
+        InvalidRequestError: It is mem0's own, which cannot.
     """
+    if running_server(paths).kind == STACK:
+        raise InvalidRequestError(
+            "mem0's own server has no purge: its vector store gives the room back by itself",
+            hint="to remove everything: pikuri-memory destroy",
+        )
     with connected(paths, timeout=_PURGE_SECONDS) as client:
         client.purge()
+
+
+def memory_count(paths: DataPaths, client: LocalClient) -> int:
+    """How many memories a running server holds."""
+    if running_server(paths).kind == STACK:
+        return len(client.get_all())
+    return int(client.status()["memories"])
 
 
 def rotate_key(paths: DataPaths) -> ServerInfo | None:
