@@ -146,6 +146,7 @@ def test_no_variable_leads_memories_elsewhere_and_none_is_logged(
         server.api.put(path, json={"text": "The key lies behind the flowerpot"})
         server.api.get("/memories", params={"user_id": "flowerpot"})
         server.api.delete("/entities/user/flowerpot")
+        server.api.get(f"/{server.key}/memories")
         log = server.log()
     assert models.script.chats()
     assert "flowerpot" not in log

@@ -184,6 +184,8 @@ def only_programs_of_this_machine_come_in(server: Served, models: Router, user: 
     assert stranger.status_code == 401
     for path in ("/memories", "/entities", "/configure", "/auth/setup-status", "/nothing"):
         assert httpx.get(own + path, trust_env=False).status_code == 401, path
+    for path in ("/docs", "/openapi.json", "/auth/register"):
+        assert httpx.post(own + path, trust_env=False).status_code == 401, path
     shown = httpx.get(f"{own}/openapi.json", trust_env=False)
     assert shown.status_code == 200
     assert shown.headers["cache-control"] == "no-store"
@@ -203,6 +205,17 @@ def a_request_says_whose_memories_it_is_about(server: Served, models: Router, us
         assert {reply.json().get("code") for reply in replies} == {"scope_required"}
     wide = {"query": "key", "filters": {"user_id": {"ne": "nobody"}}}
     assert server.api.post("/search", json=wide).status_code == 400
+    for inside in (
+        {"AND": [{"user_id": user}]},
+        {"OR": [{"user_id": user}, {"kind": "x"}]},
+        {"NOT": [{"user_id": "x"}]},
+        {"AND": [{"OR": [{"agent_id": "x"}]}]},
+        {"$or": [{"user_id": user}]},
+        {"') OR 1=1 --": "x"},
+    ):
+        sought = {"query": "key", "filters": {"user_id": "guest", **inside}}
+        refused = server.api.post("/search", json=sought)
+        assert (refused.status_code, refused.json().get("code")) == (422, "invalid_filter")
     assert server.api.delete("/entities/user/*").status_code == 400
     assert server.api.get(f"/memories?user_id={user}&user_id=other").status_code == 422
     assert [row["memory"] for row in server.memories(user_id=user)] == [HOUSE]

@@ -28,7 +28,9 @@ HEALTH_USER: Final = "user_id=pikuri-memory-health"
 
 _SECRETS_DIR = Path("/run/secrets")
 _PORT = 8000
-_OWNER = re.compile(r"^(/entities/[^/]*/).*")
+_KNOWN = re.compile(
+    r"/(api-keys|auth|configure|docs|entities|memories|openapi\.json|reset|search)\b"
+)
 # The OpenAI client obeys them, and they would lead memories elsewhere. The Docker client can put
 # its own proxies into every container.
 _UNWANTED = ("_PROXY", "OPENROUTER_", "OPENAI_API_BASE", "OPENAI_ORG", "OPENAI_PROJECT")
@@ -54,7 +56,10 @@ class _NoMessages(logging.Formatter):
 
 
 class _QuietAccess(logging.Filter):
-    """Requests without their query and without names, and none of the health check's."""
+    """What kind of request it was, and none of the health check's.
+
+    No path and no query as they were sent: names are in them, and a key by mistake.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         args = record.args
@@ -62,8 +67,8 @@ class _QuietAccess(logging.Filter):
             client, method, target, version, status = args
             if HEALTH_USER in str(target) and status == 200:
                 return False
-            path = _OWNER.sub(r"\1...", str(target).partition("?")[0])
-            record.args = (client, method, path, version, status)
+            known = _KNOWN.match(str(target))
+            record.args = (client, method, known[0] if known else "/", version, status)
         return True
 
 
