@@ -189,6 +189,7 @@ def only_programs_of_this_machine_come_in(server: Served, models: Router, user: 
     shown = httpx.get(f"{own}/openapi.json", trust_env=False)
     assert shown.status_code == 200
     assert shown.headers["cache-control"] == "no-store"
+    assert shown.headers["content-security-policy"].startswith("default-src 'self';")
 
 
 def a_request_says_whose_memories_it_is_about(server: Served, models: Router, user: str) -> None:
