@@ -9,7 +9,19 @@ import pytest
 from .target import Target, attacked, attacked_stack
 
 
-@pytest.fixture(scope="module", params=["embedded", "mem0"])
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_server(reason): not for mem0's server")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "target" not in metafunc.fixturenames:
+        return
+    own = metafunc.definition.get_closest_marker("own_server")
+    kinds = ["embedded"] if own is not None else ["embedded", "mem0"]
+    metafunc.parametrize("target", kinds, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def target(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Target]:

@@ -43,9 +43,13 @@ class Target:
         stranger: One without.
         own: Whether it is our own server.
         doors: Headers that open it, for the key to be put in.
+        public: A path that needs no key.
+        readers: Paths that read a body.
     """
 
     own = True
+    public = "/health"
+    readers: tuple[str, ...] = ("/memories", "/memories/batch", "/search")
     doors: tuple[str, ...] = ("X-API-Key: {}", "x-api-key: {}", "Authorization: Bearer {}")
 
     def __init__(self, server: EmbeddedServer | Mem0Server) -> None:
@@ -185,6 +189,8 @@ class StackTarget(Target):
     own = False
     # What mem0 takes as a bearer are its own tokens.
     doors = ("X-API-Key: {}", "x-api-key: {}")
+    public = "/openapi.json"
+    readers = ("/memories", "/search")
 
     def __init__(self, server: Mem0Server) -> None:
         from tests.stack.conftest import container

@@ -124,6 +124,8 @@ def main() -> None:
         proxy_headers=False,
         server_header=False,
         date_header=False,
+        # Longer than clients keep theirs: a request never meets a connection that is just closed.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=8,
     )
 
