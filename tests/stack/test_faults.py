@@ -378,7 +378,7 @@ def disk() -> Iterator[SmallDisk]:
     home = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
     with small_disk(home / "d", 256 * 2**20) as mounted:
         yield mounted
-    home.rmdir()
+    shutil.rmtree(home)
 
 
 @pytest.mark.parametrize("what", ["checkout", "data"])
