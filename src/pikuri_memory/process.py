@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -405,7 +405,9 @@ def run_tied(
     return Completed(popen.returncode, output, "")
 
 
-def follow(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[str]:
+def follow(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None
+) -> Generator[str, None, None]:
     """The lines of a command's output, errors among them, as they come, until it ends.
 
     Closing the iterator ends the command; so does the end of this process.
