@@ -11,7 +11,7 @@ import pytest
 import pikuri_memory
 from pikuri_memory import errors
 
-NAMES = {"AsyncMem0Client", "EmbeddedServer", "Mem0Client", "Record", "Scope"} | {
+NAMES = {"AsyncMem0Client", "EmbeddedServer", "Mem0Client", "Mem0Server", "Record", "Scope"} | {
     "Degraded",
     "Entity",
     "Health",

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +293,72 @@ def test_a_process_that_counts_as_ended_has_given_back_its_locks(
     while process.is_alive(started.pid, started.start_time):
         pass
     assert ExclusiveLock(tmp_path / "lock").try_acquire()
+
+
+# ------------------------------------------------------------------ tied to this process
+
+
+def test_a_tied_command_tells_its_lines_as_they_come() -> None:
+    heard: list[str] = []
+    done = process.run_tied(
+        ["sh", "-c", "echo one; printf '10%%\\r20%%\\r'; echo two; echo three >&2"],
+        timeout=10,
+        on_line=heard.append,
+    )
+    assert heard == ["one", "10%", "20%", "two", "three"]
+    assert (done.returncode, done.stdout) == (0, "one\ntwo\nthree")
+
+
+def test_a_tied_command_that_fails_is_quoted() -> None:
+    with pytest.raises(CommandFailedError, match=r"code 3(.|\n)*told"):
+        process.run_tied(["sh", "-c", "echo told; exit 3"], timeout=10)
+    assert process.run_tied(["sh", "-c", "exit 3"], timeout=10, check=False).returncode == 3
+    with pytest.raises(CommandNotFoundError, match="nosuchprogram"):
+        process.run_tied(["nosuchprogram"], timeout=10)
+
+
+def test_a_tied_command_is_ended_in_time_and_when_it_is_stopped() -> None:
+    with pytest.raises(CommandTimeoutError, match=r"0.3 s(.|\n)*begun"):
+        process.run_tied(["sh", "-c", "echo begun; sleep 4711"], timeout=0.3)
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    begun = time.monotonic()
+    done = process.run_tied(["sleep", "4712"], timeout=60, stop=stop, check=False)
+    assert done.returncode != 0
+    assert time.monotonic() - begun < 10
+    assert process.find_by_argument("4711") == process.find_by_argument("4712") == []
+
+
+@pytest.mark.parametrize("how", ["spawn_tied", "run_tied"])
+def test_what_is_tied_ends_with_its_maker_and_all_that_it_forked(how: str) -> None:
+    nap = "471300" if how == "spawn_tied" else "471301"
+    more = "" if how == "spawn_tied" else ", timeout=600"
+    script = (
+        "import sys, time\nfrom pikuri_memory import process\n"
+        f"p = process.{how}(['sh', '-c', 'sleep {nap} & sleep {nap}; true']{more})\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script]) as maker:
+        end = time.monotonic() + 20
+        while len([p for p in process.find_by_argument(nap) if p.name == "sleep"]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        maker.send_signal(signal.SIGKILL)
+    while process.find_by_argument(nap):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_what_a_tied_command_leaves_behind_is_ended_with_it() -> None:
+    process.run_tied(["sh", "-c", "sleep 471400 >/dev/null 2>&1 & true"], timeout=10)
+    end = time.monotonic() + 10
+    while process.find_by_argument("471400"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_lines_are_followed_until_nobody_listens() -> None:
+    lines = process.follow(["sh", "-c", "echo one; echo two >&2; sleep 471500"])
+    assert [next(lines), next(lines)] == ["one", "two"]
+    lines.close()
+    assert process.find_by_argument("471500") == []

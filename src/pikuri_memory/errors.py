@@ -42,16 +42,30 @@ Every error says what failed, with which values, and carries a ``hint``: the nex
     ├── DamagedInstallationError           damaged_installation      500     8
     │   │   (RuntimeError)
     │   └── MissingExtraError              missing_extra             500     8
-    └── ModelError (RuntimeError)          model                     502     9
-        ├── RouterUnreachableError         router_unreachable        503     9
-        ├── RouterBusyError                router_busy               503     9
-        ├── RouterTimeoutError             router_timeout            504     9
-        ├── RouterRefusedError             router_refused            502     9
-        ├── ModelNotOfferedError           model_not_offered         502     9
-        ├── ContextTooSmallError           context_too_small         502     9
-        ├── ModelAnswerError               model_answer              502     9
-        └── EmbeddingError                 embedding                 502     9
-            └── EmbedderUnavailableError   embedder_unavailable      503     9
+    ├── ModelError (RuntimeError)          model                     502     9
+    │   ├── RouterUnreachableError         router_unreachable        503     9
+    │   ├── RouterBusyError                router_busy               503     9
+    │   ├── RouterTimeoutError             router_timeout            504     9
+    │   ├── RouterRefusedError             router_refused            502     9
+    │   ├── ModelNotOfferedError           model_not_offered         502     9
+    │   ├── ContextTooSmallError           context_too_small         502     9
+    │   ├── ModelAnswerError               model_answer              502     9
+    │   └── EmbeddingError                 embedding                 502     9
+    │       └── EmbedderUnavailableError   embedder_unavailable      503     9
+    └── StackError (RuntimeError)          stack                     500    10
+        ├── MissingToolError               missing_tool              500    10
+        ├── EngineDownError                engine_down               500    10
+        ├── EngineAccessError              engine_access             500    10
+        ├── EngineTooOldError              engine_too_old            500    10
+        ├── CheckoutError                  checkout                  500    10
+        ├── PatchError                     patch                     500    10
+        ├── BuildError                     build                     500    10
+        ├── RelayError                     relay                     500    10
+        ├── StackStartError                stack_start               500    10
+        ├── StackTimeoutError              stack_timeout             504    10
+        │   (TimeoutError)
+        ├── ForeignStackError              foreign_stack             500    10
+        └── EmbeddingDimensionsError       embedding_dimensions      500    10
 
 A server puts ``code``, the message and the hint into its reply; the client raises the class that
 :func:`error_for` finds for the code, so that one ``except`` serves both sides of the wire.
@@ -414,6 +428,86 @@ class EmbedderUnavailableError(EmbeddingError):
     status = 503
 
 
+class StackError(PikuriMemoryError, RuntimeError):
+    """The container stack of ``Mem0Server`` could not be made, started or stopped."""
+
+    code = "stack"
+    exit_code = 10
+
+
+class MissingToolError(StackError):
+    """A program that the stack needs is not installed: git, socat, the engine or its compose."""
+
+    code = "missing_tool"
+
+
+class EngineDownError(StackError):
+    """The container engine does not answer."""
+
+    code = "engine_down"
+
+
+class EngineAccessError(StackError):
+    """This user may not speak to the container engine."""
+
+    code = "engine_access"
+
+
+class EngineTooOldError(StackError):
+    """The container engine, or its compose, lacks what the stack needs."""
+
+    code = "engine_too_old"
+
+
+class CheckoutError(StackError):
+    """The source could not be fetched or checked out."""
+
+    code = "checkout"
+
+
+class PatchError(StackError):
+    """A patch neither applies to the source nor is applied already."""
+
+    code = "patch"
+
+
+class BuildError(StackError):
+    """The image could not be built."""
+
+    code = "build"
+
+
+class RelayError(StackError):
+    """The socket through which containers reach the router could not be made."""
+
+    code = "relay"
+
+
+class StackStartError(StackError):
+    """The services could not be started, or one of them ended."""
+
+    code = "stack_start"
+
+
+class StackTimeoutError(StackError, TimeoutError):
+    """A step of the stack's start did not end in time."""
+
+    code = "stack_timeout"
+    status = 504
+
+
+class ForeignStackError(StackError):
+    """Containers of that name belong to another user or another data directory."""
+
+    code = "foreign_stack"
+
+
+class EmbeddingDimensionsError(StackError):
+    """The embedder's vectors have another length than the one that was configured."""
+
+    code = "embedding_dimensions"
+
+
 def _tree(cls: type[PikuriMemoryError]) -> dict[str, type[PikuriMemoryError]]:
     found = {cls.code: cls}
     for child in cls.__subclasses__():
@@ -437,6 +531,15 @@ _STATUS_FALLBACK: dict[int, type[PikuriMemoryError]] = {
 }
 
 
+# What mem0's server calls the troubles of its models (and of our patches to it).
+_FOREIGN_CODES: dict[str, type[PikuriMemoryError]] = {
+    "provider_unavailable": RouterUnreachableError,
+    "provider_timeout": RouterTimeoutError,
+    "provider_bad_request": RouterRefusedError,
+    "extraction_unusable": ModelAnswerError,
+}
+
+
 def error_for(code: str | None, status: int) -> type[PikuriMemoryError]:
     """The class for an error reply: by its ``code``, else by its HTTP status.
 
@@ -444,6 +547,8 @@ def error_for(code: str | None, status: int) -> type[PikuriMemoryError]:
         code: The ``code`` of the reply, None where the server sends none (mem0's does not).
         status: The HTTP status, 400 to 599.
     """
-    if code is not None and (found := _tree(PikuriMemoryError).get(code)) is not None:
-        return found
+    if code is not None:
+        found = _tree(PikuriMemoryError).get(code) or _FOREIGN_CODES.get(code)
+        if found is not None:
+            return found
     return _STATUS_FALLBACK.get(status, ServerError)

@@ -56,6 +56,36 @@ class DataPaths:
         return self.root / "models.json"
 
     @property
+    def stack_plan(self) -> Path:
+        """What container stack runs here, and with which values (mode 0600)."""
+        return self.root / "stack.json"
+
+    @property
+    def stack_state(self) -> Path:
+        """How far the stack's keeper is, and how it is sealed (mode 0600)."""
+        return self.root / "stack-state.json"
+
+    @property
+    def stack_vectors(self) -> Path:
+        """By collection of the stack's vector store, which embedder made its vectors."""
+        return self.root / "stack-vectors.json"
+
+    @property
+    def stack_secrets(self) -> Path:
+        """The directory of the stack's own secrets (mode 0700)."""
+        return self.root / "secrets"
+
+    @property
+    def qdrant(self) -> Path:
+        """The memories of the stack: what its vector store keeps."""
+        return self.root / "qdrant"
+
+    @property
+    def history(self) -> Path:
+        """The history and the application tables of the stack."""
+        return self.root / "history"
+
+    @property
     def locks(self) -> Path:
         """The directory of lock files, which are never unlinked."""
         return self.root / "locks"
@@ -102,10 +132,17 @@ class DataPaths:
 
     def present(self) -> list[Path]:
         """What is there of all that this package makes in the directory, and nothing else."""
-        files = (self.record, self.api_key, self.server_info, self.models, self.keep_marker)
+        files = (
+            *(self.record, self.api_key, self.server_info, self.models, self.keep_marker),
+            *(self.stack_plan, self.stack_state, self.stack_vectors),
+        )
+        directories = (
+            *(self.index, self.locks, self.logs),
+            *(self.stack_secrets, self.qdrant, self.history),
+        )
         # SQLite's own beside the record, and what a crash left of a file that was being replaced.
         names = {f"{self.record.name}-{part}" for part in ("wal", "shm", "journal")}
-        names |= {path.name for path in (*files, self.index, self.locks, self.logs)}
+        names |= {path.name for path in (*files, *directories)}
         replaced = "|".join(re.escape(path.name) for path in files)
         scratch = re.compile(rf"\.(?:{replaced})\.[0-9a-f]{{12}}")
         try:

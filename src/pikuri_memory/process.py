@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,26 @@ from pikuri_memory.errors import (
 
 _TAIL_LINES = 20
 _POLL_SECONDS = 0.02
+_STOP_SECONDS = 5.0
+_KEPT_LINES = 400
+
+# Runs "$@" and ends with its code. Its standard input is a pipe that only this process holds: when
+# that ends, however this process ended, the whole process group is killed. When the command ends
+# by itself, what it left in the group is ended too. A signal to the group reaches the command;
+# the shell outlives it to collect its children.
+_TIED = """
+exec 3<&0
+trap : TERM INT HUP
+{ read -r _ <&3; kill -KILL 0; } & watch=$!
+"$@" 3<&- </dev/null & child=$!
+wait $child; code=$?
+while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
+kill -KILL $watch
+trap '' TERM
+kill -TERM 0
+wait
+exit $code
+"""
 
 # Detached processes that this one started: kept so that they are reaped when they end (a zombie
 # would keep its id) and so that subprocess does not warn about objects it lost sight of.
@@ -236,6 +257,185 @@ def spawn_child(
     return Process(popen)
 
 
+def spawn_tied(
+    argv: Sequence[str],
+    *,
+    output: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Process:
+    """Start a process that cannot outlive this one, and neither can what it forks.
+
+    The group is killed when this process ends, also by SIGKILL; and when the command itself ends,
+    what is left of its group is ended.
+
+    Args:
+        argv: Program and arguments.
+        output: File (mode 0600, emptied first) for what it prints; by default nothing is kept.
+        env: The complete environment; by default this process's.
+        cwd: Working directory.
+
+    Raises:
+        CommandNotFoundError: There is no such program.
+    """
+    _require_program(argv[0], env)
+    descriptor = (
+        os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if output is None else _open_output(output)
+    )
+    try:
+        popen = _popen(
+            ["sh", "-c", _TIED, "sh", *argv],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=descriptor,
+            stderr=descriptor,
+            process_group=0,
+        )
+    finally:
+        os.close(descriptor)
+    return Process(popen)
+
+
+def run_tied(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    on_line: Callable[[str], object] | None = None,
+    stop: threading.Event | None = None,
+    umask: int = -1,
+) -> Completed:
+    """Run a long command that cannot outlive this process, and hear its lines as they come.
+
+    Args:
+        argv: Program and arguments; never a shell line.
+        timeout: Seconds until the whole group is killed.
+        cwd: Working directory.
+        env: The complete environment; by default this process's.
+        check: Whether an exit code other than 0 is an error.
+        on_line: Called with every line of its output.
+        stop: When it is set, the whole group is ended; the exit code is that of the signal.
+        umask: For the files that it makes; by default this process's.
+
+    Returns:
+        With both outputs, the last 400 lines of them, in ``stdout``.
+
+    Raises:
+        CommandNotFoundError: There is no such program.
+        CommandFailedError: It ended with another code than 0; carries the end of its output.
+        CommandTimeoutError: It did not end in time; carries the end of its output.
+    """
+    import selectors
+
+    _require_program(argv[0], env)
+    popen = _popen(
+        ["sh", "-c", _TIED, "sh", *argv],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        umask=umask,
+    )
+    assert popen.stdout is not None
+    assert popen.stdin is not None
+    kept: deque[str] = deque(maxlen=_KEPT_LINES)
+    rest = b""
+
+    def take(data: bytes) -> None:
+        nonlocal rest
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            # What a carriage return ends is progress, which the next piece replaces.
+            pieces = [text for piece in line.split(b"\r") if (text := _text(piece).rstrip())]
+            if pieces:
+                kept.append(pieces[-1])
+                hear(pieces)
+        if b"\r" in rest:
+            progress, _, rest = rest.rpartition(b"\r")
+            hear([text for piece in progress.split(b"\r") if (text := _text(piece).rstrip())])
+
+    def hear(lines: Sequence[str]) -> None:
+        if on_line is not None:
+            for line in lines:
+                on_line(line)
+
+    end = time.monotonic() + timeout
+    try:
+        os.set_blocking(popen.stdout.fileno(), False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(popen.stdout, selectors.EVENT_READ)
+            while True:
+                if stop is not None and stop.is_set():
+                    _terminate_group(popen, _STOP_SECONDS)
+                    break
+                if time.monotonic() >= end:
+                    _terminate_group(popen, 0.0)
+                    raise CommandTimeoutError(
+                        f"{argv[0]} did not end within {timeout:g} s"
+                        + _quoted("\n".join(kept).encode(), rest),
+                        hint=f"run it by hand to see why: {_typed(argv)}",
+                    )
+                if selector.select(0.1):
+                    data = popen.stdout.read(65536)
+                    if data == b"":
+                        break
+                    take(data or b"")
+                elif popen.poll() is not None:
+                    break  # something that left the group holds the pipe
+        take(b"\n")
+        popen.wait()
+    except BaseException:
+        _terminate_group(popen, 0.0)
+        raise
+    finally:
+        for pipe in (popen.stdin, popen.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+    output = "\n".join(kept)
+    if check and popen.returncode != 0:
+        raise CommandFailedError(
+            f"{argv[0]} ended with code {popen.returncode}" + _quoted(output.encode(), b""),
+            hint=f"run it by hand to see why: {_typed(argv)}",
+        )
+    return Completed(popen.returncode, output, "")
+
+
+def follow(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None
+) -> Generator[str, None, None]:
+    """The lines of a command's output, errors among them, as they come, until it ends.
+
+    Closing the iterator ends the command; so does the end of this process.
+
+    Raises:
+        CommandNotFoundError: There is no such program.
+    """
+    _require_program(argv[0], env)
+    popen = _popen(
+        ["sh", "-c", _TIED, "sh", *argv],
+        cwd=None,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+    assert popen.stdout is not None
+    assert popen.stdin is not None
+    try:
+        for line in popen.stdout:
+            yield _text(line).rstrip("\r\n")
+    finally:
+        _terminate_group(popen, 0.0)
+        popen.stdin.close()
+        popen.stdout.close()
+
+
 def identify(pid: int) -> ProcessIdentity | None:
     """Who runs under an id now; None if nobody does, or only a process that has already ended."""
     import psutil
@@ -252,6 +452,22 @@ def identify(pid: int) -> ProcessIdentity | None:
     except psutil.AccessDenied:
         name = "unknown"
     return ProcessIdentity(pid, start_time, name)
+
+
+def find_by_argument(part: str) -> list[ProcessIdentity]:
+    """This user's processes with ``part`` in one of their arguments, but for this one."""
+    import psutil
+
+    found = []
+    for candidate in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if candidate.pid == os.getpid() or candidate.uids().effective != os.geteuid():
+                continue
+            if any(part in argument for argument in candidate.cmdline()):
+                identity = identify(candidate.pid)
+                if identity is not None:
+                    found.append(identity)
+    return found
 
 
 def is_alive(pid: int, start_time: float) -> bool:
@@ -402,6 +618,16 @@ def _popen(
         ) from None
 
 
+def _require_program(program: str, env: Mapping[str, str] | None) -> None:
+    import shutil
+
+    if shutil.which(program, path=None if env is None else env.get("PATH")) is None:
+        raise CommandNotFoundError(
+            f"the program {program} is not installed or not on PATH",
+            hint=f"install {Path(program).name}, or add its directory to PATH",
+        )
+
+
 def _open_output(path: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)
@@ -424,11 +650,25 @@ def _terminate_group(popen: subprocess.Popen[bytes], grace: float) -> int:
     if grace > 0:
         alive = send(signal.SIGTERM)
         while time.monotonic() < end:
-            if popen.poll() is not None and not (alive and send(0)):
+            if popen.poll() is not None and not (alive and send(0) and _has_living(group)):
                 return popen.returncode
             time.sleep(_POLL_SECONDS)
     send(signal.SIGKILL)
     return popen.wait()
+
+
+def _has_living(group: int) -> bool:
+    """Whether a process group has a member that has not ended. An orphan that nobody collects
+    keeps the group's id for as long as it likes."""
+    if sys.platform != "linux":
+        return True
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+                if len(fields) > 2 and int(fields[2]) == group and fields[0] not in b"ZXx":
+                    return True
+    return False
 
 
 def _start_time(pid: int) -> float | None:

@@ -150,6 +150,71 @@ _ROWS = (
 
 SETTINGS: Mapping[str, Setting] = {row.name: row for row in _ROWS}
 
+# Only for the container stack: flags of `up --docker`, keyword arguments of Mem0Server.
+_STACK_ROWS = (
+    Setting(
+        "container_router_url",
+        None,
+        "URL of the model endpoint as a container reaches it without the relay; for https://"
+        " endpoints; the stack is then not sealed",
+    ),
+    Setting(
+        "embedding_dims",
+        768,
+        "length of the embedding model's vectors; measured where the endpoint answers",
+        1,
+        65536,
+    ),
+    Setting(
+        "qdrant_port",
+        6333,
+        "TCP port of the vector store on 127.0.0.1, for inspection; 0 takes a free one",
+        0,
+        65535,
+    ),
+    Setting("collection", "pikuri_memory", "name of the memories in the vector store"),
+    Setting("qdrant_image", "qdrant/qdrant:v1.12.4", "image of the vector store"),
+    Setting(
+        "cache_dir",
+        None,
+        "directory of the source, the data and the socket; default: only the source lies in the"
+        " XDG cache directory of the user",
+    ),
+    Setting(
+        "healthcheck_timeout", 60.0, "seconds until the started services must answer", 0.1, 86_400
+    ),
+    Setting(
+        "build_timeout",
+        1800.0,
+        "seconds for the download of the source, and again for the build of the image",
+        0.1,
+        86_400,
+    ),
+    Setting("mem0_repo_url", None, "repository of mem0: URL or local path; default: mem0's own"),
+    Setting("mem0_ref", None, "full id of mem0's commit; default: the one that is tested"),
+    Setting("patch_dir", None, "directory of the patches for that commit; default: ours"),
+)
+
+STACK_SETTINGS: Mapping[str, Setting] = {row.name: row for row in _STACK_ROWS}
+
+
+def resolve_stack(
+    given: Mapping[str, Any], environ: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Values of :data:`STACK_SETTINGS` from ``given`` and the environment; others are left out.
+
+    Raises:
+        SettingError: A value is impossible.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for name, row in STACK_SETTINGS.items():
+        if given.get(name) is not None:
+            values[name] = row.parse(given[name], name)
+        elif environ.get(row.env):
+            values[name] = row.parse(environ[row.env], row.env)
+    return values
+
 
 @dataclass(frozen=True)
 class Settings:

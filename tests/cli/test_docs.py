@@ -9,7 +9,7 @@ import pytest
 
 from pikuri_memory import errors
 from pikuri_memory.client import transfer
-from pikuri_memory.settings import SETTINGS
+from pikuri_memory.settings import SETTINGS, STACK_SETTINGS
 
 from .conftest import Runner
 
@@ -23,7 +23,7 @@ def test_the_table_of_settings_is_that_of_the_program() -> None:
     expected = [
         f"| `{row.name}` | `{row.flag}` | `{row.env}` |"
         f" {'' if row.default is None else f'`{row.default}`'} | {row.help} |"
-        for row in SETTINGS.values()
+        for row in (*SETTINGS.values(), *STACK_SETTINGS.values())
     ]
     assert rows == expected
     assert ", ".join(SETTINGS["language"].choices) in (DOCS / "settings.md").read_text()

@@ -19,7 +19,7 @@ from .conftest import Runner
 STATUS = set(
     "state detail server endpoint api_key_file data_dir log_file pid version memories embedder"
     " extraction router findings reembedding language index disk read_only purge_pending keep"
-    " leases".split()
+    " leases stack".split()
 )
 
 

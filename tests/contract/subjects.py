@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pikuri_memory import AsyncMem0Client, EmbeddedServer, Mem0Client
+import pytest
+
+from pikuri_memory import AsyncMem0Client, EmbeddedServer, Mem0Client, Mem0Server
 from pikuri_memory.discovery import read_api_key
 from pikuri_memory.paths import DataPaths
 
@@ -54,7 +58,65 @@ def embedded(directory: Path) -> Iterator[Subject]:
         yield Subject(server.endpoint, key, server.client, server.async_client)
 
 
-KINDS = (Kind("embedded", embedded),)
+def verbatim(request: dict[str, Any]) -> str:
+    """An extraction that finds each message of the user's, as it is."""
+    prompt = str(request["messages"][-1]["content"])
+    new = prompt.rpartition("## New Messages\n")[2].partition("\n## ")[0]
+    said = [part.partition("user: ")[2] for part in new.splitlines() if "user: " in part]
+    facts = [{"id": str(n), "text": text.strip()} for n, text in enumerate(said) if text.strip()]
+    return json.dumps({"memory": facts})
+
+
+@contextmanager
+def stack(directory: Path) -> Iterator[Subject]:
+    """mem0's own server in the sealed stack."""
+    with stack_server(directory) as server:
+        key = read_api_key(DataPaths.at(server.data_dir))
+        assert key is not None
+        yield Subject(server.endpoint, key, server.client, server.async_client)
+
+
+@contextmanager
+def stack_server(directory: Path) -> Iterator[Mem0Server]:
+    """A running stack, with a router whose embedder knows meanings."""
+    from pikuri_memory.models.builtin import BuiltinEmbedder
+    from tests.stack import conftest as world
+    from tests.stack import router as routers
+
+    world.ensure_engine()
+    upstream = world.source(directory / "upstream")
+    embedder = BuiltinEmbedder()
+    with (
+        world.alone("engine", shared=True),
+        routers.running() as router,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        if bundle := world.bundle():
+            patch.setenv(world.BUNDLE, bundle)
+        router.script.chat = verbatim
+        router.script.embed = lambda text: [float(x) for x in embedder.embed([text])[0]]
+        given = world.arguments(upstream, router, directory)
+        with Mem0Server(**{**given, "embedding_dims": 384}) as server:
+            yield server
+
+
+KINDS = (
+    Kind("embedded", embedded),
+    Kind(
+        "mem0",
+        stack,
+        {
+            "batch": "mem0's server has no route for finished memories",
+            "duplicates": "it stores the same text again",
+            "error_shape": "its errors have a detail, and no hint",
+            "expiry": "2.0.4 does not know dates of expiry",
+            "explain": "its scores have no parts that are told",
+            "idempotency": "it does not know the header",
+            "pages": "its list is whole or cut, without pages",
+            "text_filters": "its adapter for the vector store looks for whole words, and for no *",
+        },
+    ),
+)
 
 FEATURES = {
     "batch": "several finished memories in one request",
@@ -69,4 +131,5 @@ FEATURES = {
     "partial_update": "what an update does not name stays",
     "scope_required": "an empty scope is refused",
     "succession": "a memory that replaces an older one is marked, and stands before it",
+    "text_filters": "a filter finds a part of a text, and a field that is there at all",
 }

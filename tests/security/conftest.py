@@ -6,14 +6,30 @@ from collections.abc import Iterator
 
 import pytest
 
-from .target import Target, attacked
+from .target import Target, attacked, attacked_stack
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_server(reason): not for mem0's server")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "target" not in metafunc.fixturenames:
+        return
+    own = metafunc.definition.get_closest_marker("own_server")
+    kinds = ["embedded"] if own is not None else ["embedded", "mem0"]
+    metafunc.parametrize("target", kinds, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """The server that the attacks of one module share."""
-    with attacked(tmp_path_factory.mktemp("target")) as running:
-        yield running
+def target(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Target]:
+    """The servers that the attacks of one module share."""
+    directory = tmp_path_factory.mktemp("target")
+    running = attacked(directory) if request.param == "embedded" else attacked_stack(directory)
+    with running as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from pikuri_memory import EmbeddedServer
+from pikuri_memory import EmbeddedServer, Mem0Server
 from pikuri_memory.discovery import read_server_info
 from pikuri_memory.paths import DataPaths
 
@@ -40,9 +41,18 @@ class Target:
         pid: Its process.
         owner: An HTTP client with the key.
         stranger: One without.
+        own: Whether it is our own server.
+        doors: Headers that open it, for the key to be put in.
+        public: A path that needs no key.
+        readers: Paths that read a body.
     """
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    own = True
+    public = "/health"
+    readers: tuple[str, ...] = ("/memories", "/memories/batch", "/search")
+    doors: tuple[str, ...] = ("X-API-Key: {}", "x-api-key: {}", "Authorization: Bearer {}")
+
+    def __init__(self, server: EmbeddedServer | Mem0Server) -> None:
         self.endpoint = server.endpoint
         self.port = int(server.endpoint.rsplit(":", 1)[1])
         self.paths = DataPaths.at(server.data_dir)
@@ -116,6 +126,9 @@ class Target:
         answer = self.raw(head.encode("latin-1") + body)
         return status_of(answer), answer
 
+    def await_key(self, key: str) -> None:
+        """Return when a new key counts: here at once."""
+
     def check(self) -> None:
         """Nobody changed a thing, the server lives, finds, and met nothing unforeseen."""
         assert self.stranger.get("/health").json()["status"] == "ok"
@@ -168,6 +181,73 @@ def leaks(text: str | bytes) -> bool:
 def json_of(answer: bytes) -> Any:
     """The JSON body of a raw answer."""
     return json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+class StackTarget(Target):
+    """mem0's own server in the sealed stack: looked at through its own log and routes."""
+
+    own = False
+    # What mem0 takes as a bearer are its own tokens.
+    doors = ("X-API-Key: {}", "x-api-key: {}")
+    public = "/openapi.json"
+    readers = ("/memories", "/search")
+
+    def __init__(self, server: Mem0Server) -> None:
+        from tests.stack.conftest import container
+
+        self._container = container(server, "mem0")
+        super().__init__(server)
+
+    def check(self) -> None:
+        """Nobody changed a thing, the server lives, finds, and met nothing unforeseen."""
+        from pikuri_memory.stack import health
+
+        assert health.problem(self.endpoint, self.key) is None
+        assert self._memories() == self._planted
+        assert psutil.pid_exists(self.pid)
+        assert self.failures() == []
+        log = self._log()
+        assert not leaks(log)
+        assert self.key not in log
+        assert "Traceback" not in log
+
+    def await_key(self, key: str) -> None:
+        """Return when a new key counts: its container is started again by the keeper."""
+        end = time.monotonic() + 120
+        while True:
+            with suppress(httpx.HTTPError):
+                reply = self.stranger.get("/entities", headers={"X-API-Key": key})
+                if reply.status_code == 200:
+                    return
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+    def failures(self) -> list[str]:
+        """The lines of its log that tell of replies of 5xx, but 503 and 507."""
+        return re.findall(r'^.*" 5(?!03|07)\d\d\b.*$', self._log(), re.MULTILINE)
+
+    def refusals(self) -> float:
+        """How many requests were answered with 401 or 403 so far."""
+        return len(re.findall(r'" 40[13]\b', self._log()))
+
+    def _log(self) -> str:
+        from tests.stack.conftest import logs
+
+        return logs(self._container)
+
+
+@contextmanager
+def attacked_stack(directory: Path) -> Iterator[StackTarget]:
+    """A target in containers, over a new directory."""
+    from tests.contract.subjects import stack_server
+
+    with stack_server(directory) as server:
+        target = StackTarget(server)
+        try:
+            yield target
+        finally:
+            target.owner.close()
+            target.stranger.close()
 
 
 @contextmanager

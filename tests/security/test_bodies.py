@@ -136,10 +136,10 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_json_is_a_malformed_request(target: Target, name: str) -> None:
-    for path in ("/memories", "/memories/batch", "/search"):
+    for path in target.readers:
         status, answer = target.ask(f"POST {path}", JSON, HOSTILE[name], key=True)
-        assert status in (413, 415, 422), answer
-        assert set(json_of(answer)) == {"detail", "hint", "code"}
+        assert status in ((413, 415, 422) if target.own else (400, 413, 415, 422)), answer
+        assert set(json_of(answer)) >= {"detail", "hint", "code"}
         assert b"guest" not in answer.partition(b"\r\n\r\n")[2]
     found = target.owner.get(f"/memories?user_id={GUEST}").json()["results"]
     assert found == []
@@ -166,6 +166,7 @@ def test_of_two_fields_of_one_name_the_last_one_counts_everywhere(target: Target
     assert reply.status_code == 422
 
 
+@pytest.mark.own_server("its vector store has limits of its own for what it keeps")
 @pytest.mark.parametrize(
     "value",
     [
@@ -206,6 +207,7 @@ def test_a_body_that_stops_in_the_middle_stores_nothing(target: Target) -> None:
     assert target.owner.get(f"/memories?user_id={GUEST}").json()["results"] == []
 
 
+@pytest.mark.own_server("it has a limit for bodies, and none for texts")
 def test_a_large_text_is_taken_or_refused_and_never_an_error(target: Target) -> None:
     for text, status in (
         ("tea " * 24_999, 200),
@@ -224,6 +226,7 @@ def test_a_large_text_is_taken_or_refused_and_never_an_error(target: Target) -> 
         assert reply.status_code == status, reply.text[:300]
 
 
+@pytest.mark.own_server("its refusal closes the connection, and may be lost with it")
 def test_a_refusal_can_be_read_by_an_ordinary_client(target: Target) -> None:
     with httpx.Client(base_url=target.endpoint, timeout=60, trust_env=False) as client:
         reply = client.post("/memories", json={"messages": "x" * 3_000_000, "user_id": GUEST})

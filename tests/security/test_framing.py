@@ -64,7 +64,9 @@ def test_a_body_of_doubtful_length_smuggles_nothing_in(
                 target, "POST /memories", JSON.strip(), *lines, "Connection: close", key=key
             )
             answer = target.raw(request + body)
-            assert 200 not in replies(answer), answer
+            # One length told twice is one length (RFC 9110, 8.6): the body is taken whole, or not.
+            twice = lines == ("Content-Length: 44, 44",) and not target.own
+            assert replies(answer).count(200) <= (1 if twice and key else 0), answer
             assert not leaks(answer)
             assert all(status < 500 for status in replies(answer)), answer
 
@@ -114,7 +116,7 @@ def test_a_body_in_broken_chunks_is_refused(target: Target, chunks: bytes) -> No
         )
         + chunks
     )
-    assert set(replies(answer)) <= {400, 422, 431}, answer
+    assert set(replies(answer)) <= {400, 408, 422, 431}, answer
 
 
 def test_a_body_in_good_chunks_is_taken(target: Target) -> None:
@@ -134,19 +136,20 @@ def test_a_protocol_that_is_not_ours_is_not_spoken(target: Target) -> None:
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Version: 13",
     )
-    for path in ("/", "/memories", "/health", "/docs"):
+    for path in ("/", "/memories", target.public, "/docs"):
         answer = target.raw(head(target, f"GET {path}", *websocket, key=False))
         assert b"101" not in answer[:20]
         assert not leaks(answer)
     # What follows on such a connection is thrown away, and the connection ends.
     answer = target.raw(
-        head(target, "GET /health", *websocket, key=False) + head(target, "GET /memories")
+        head(target, f"GET {target.public}", *websocket, key=False) + head(target, "GET /memories")
     )
-    assert replies(answer) == [200]
+    assert replies(answer) == [200] or not target.own
     for line in (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03"):
         assert status_of(target.raw(line)) == 400
 
 
+@pytest.mark.own_server("its parser keeps the body of such a request")
 def test_a_body_beside_an_upgrade_is_refused_and_not_taken_for_empty(target: Target) -> None:
     """Some HTTP clients offer HTTP/2 with each request; the parser then drops the body."""
     status, answer = target.ask(

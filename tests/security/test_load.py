@@ -44,6 +44,7 @@ def test_five_hundred_idle_connections_keep_nobody_out(target: Target, held: Exi
     target.check()
 
 
+@pytest.mark.own_server("how many it holds is its own business")
 def test_more_connections_than_there_is_room_for_push_out_the_idle(
     target: Target, held: ExitStack
 ) -> None:
@@ -63,7 +64,7 @@ def test_headers_that_come_slowly_keep_nobody_waiting(target: Target, held: Exit
     for byte in b"GET /memories HTTP/1.1\r\n":
         for connection in slow:
             connection.sendall(bytes([byte]))
-        assert target.ask("GET /health")[0] == 200
+        assert target.ask(f"GET {target.public}")[0] == 200
 
 
 def test_two_hundred_connections_that_reset_do_no_harm(target: Target) -> None:
@@ -101,7 +102,7 @@ def test_a_reader_that_does_not_read_keeps_nobody_waiting(target: Target, held: 
 
 def test_half_closed_connections_are_answered_and_closed(target: Target) -> None:
     with target.connect() as connection:
-        head = f"GET /health HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\nConnection: close"
+        head = f"GET {target.public} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\nConnection: close"
         connection.sendall(f"{head}\r\n\r\n".encode())
         connection.shutdown(socket.SHUT_WR)
         answer = b""

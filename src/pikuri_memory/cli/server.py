@@ -11,28 +11,39 @@ from typing import Annotated, Any
 
 import typer
 
+from pikuri_memory.cli import stack
 from pikuri_memory.cli.models import note_findings
 from pikuri_memory.cli.output import escaped, size
 from pikuri_memory.cli.verb import Call, verb
-from pikuri_memory.settings import SETTINGS
+from pikuri_memory.settings import SETTINGS, STACK_SETTINGS
 
 _NO_EXTRACTION = "none: texts are kept as they are"
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the program."""
-    verb(app, settings=tuple(SETTINGS))(up)
+    verb(app, settings=(*SETTINGS, *STACK_SETTINGS))(up)
     verb(app, settings=("data_dir", "stop_timeout"))(down)
     verb(app)(status)
     verb(app)(logs)
     verb(app, settings=tuple(SETTINGS))(serve)
 
 
-def up(call: Call) -> None:
+def up(
+    call: Call,
+    docker: Annotated[
+        bool, typer.Option("--docker", help="mem0's own server, sealed in containers")
+    ] = False,
+) -> None:
     """Start the server, and leave it running until `down`.
 
-    Prints where it answers. If it runs already, it stays as it is.
+    Prints where it answers. If it runs already, it stays as it is. With --docker it is mem0's own
+    server in containers, which needs --router, --llm-model and --embedder-model.
     """
+    if docker:
+        stack.up(call)
+        return
+    stack.refuse_options(call)
     from pikuri_memory import discovery
     from pikuri_memory.servers import local
     from pikuri_memory.servers.embedded import EmbeddedServer
@@ -118,10 +129,10 @@ def down(
     ] = False,
 ) -> None:
     """Stop the server. Never removes data."""
-    from pikuri_memory.servers import lifecycle
+    from pikuri_memory.servers import local
 
     with call.progress("stopping the server"):
-        done = lifecycle.stop(call.paths, force=force, timeout=call.settings.stop_timeout)
+        done = local.stop(call.paths, force=force, timeout=call.settings.stop_timeout)
     server = done.server
     call.out.document(
         {
@@ -165,6 +176,7 @@ def status(call: Call) -> None:
             ("extraction", _extraction(told.get("extraction")) if told else ""),
             ("re-embedding", _reembedding(told.get("reembedding"))),
             ("index", (told.get("index") or {}).get("state")),
+            *stack.rows(found.stack),
             ("writes", "refused: the disk is almost full" if told.get("read_only") else ""),
             ("stays up", "until `pikuri-memory down`" if found.keep else ""),
             ("used by", "\n".join(map(str, found.holders))),
@@ -210,10 +222,20 @@ def _reembedding(job: dict[str, Any] | None) -> str:
 
 def logs(
     call: Call,
+    service: Annotated[
+        str | None, typer.Argument(metavar="SERVICE", help="of the container stack")
+    ] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as it grows")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="how many lines")] = 50,
 ) -> None:
-    """Show the end of the server's log. There is no memory text in it."""
+    """Show the end of the server's log. There is no memory text in it.
+
+    Of a container stack: the log of its keeper, or of a service (mem0, qdrant, front,
+    router-proxy, relay).
+    """
+    if service is not None:
+        stack.logs(call, service, follow=follow, lines=lines)
+        return
     from pikuri_memory.servers import logs as log
 
     shown = log.last_lines(call.paths, lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
@@ -13,11 +13,12 @@ import typer
 from pikuri_memory.cli.output import Output
 from pikuri_memory.cli.progress import Progress
 from pikuri_memory.paths import DataPaths
-from pikuri_memory.settings import SETTINGS, Setting, Settings
+from pikuri_memory.settings import SETTINGS, STACK_SETTINGS, Setting, Settings
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
 BROKEN_PIPE: Final = 141  # as of a program that SIGPIPE ended
+_ROWS: Final = {**SETTINGS, **STACK_SETTINGS}
 JSON_HELP: Final = "print JSON, for programs"
 
 
@@ -28,10 +29,12 @@ class Call:
     Attributes:
         out: Where it prints.
         given: Settings from the command line, as text.
+        stack: Settings of the container stack, likewise.
     """
 
     out: Output
     given: Mapping[str, str]
+    stack: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -96,13 +99,15 @@ def verb(
     name: str | None = None,
     *,
     settings: Sequence[str] = ("data_dir",),
+    hidden: bool = False,
 ) -> Callable[[Function], Function]:
     """Make a function a verb. Its first parameter is the :class:`Call`; the others are options.
 
     Args:
         app: The group.
         name: By default that of the function.
-        settings: Rows of the table that it takes as options.
+        settings: Rows of the tables that it takes as options.
+        hidden: Whether ``--help`` of the program leaves it out.
     """
 
     def register(function: Function) -> Function:
@@ -111,12 +116,14 @@ def verb(
 
         def run(ctx: typer.Context, **values: Any) -> None:
             above: Mapping[str, Any] = ctx.find_root().obj or {}
-            given = {row: values.pop(row) for row in settings}
+            taken = {row: values.pop(row) for row in settings}
+            given = {row: value for row, value in taken.items() if row in SETTINGS}
+            stack = {row: value for row, value in taken.items() if row in STACK_SETTINGS}
             if given.get("data_dir") is None:
                 given["data_dir"] = above.get("data_dir")
             out = Output(json=values.pop("json") or bool(above.get("json")))
             try:
-                function(Call(out, given), **values)
+                function(Call(out, given, stack), **values)
                 sys.stdout.flush()
             except BrokenPipeError:
                 # Here, because typer would make it an exit code of 1 above.
@@ -130,7 +137,7 @@ def verb(
         parameters = [parameter("ctx", typer.Context, inspect.Parameter.empty)]
         parameters += [parameter(row.name, hints[row.name], row.default) for row in own]
         parameters += [
-            parameter(row, Annotated[str | None, setting_option(SETTINGS[row])], None)
+            parameter(row, Annotated[str | None, setting_option(_ROWS[row])], None)
             for row in settings
         ]
         option = typer.Option("--json", help=JSON_HELP)
@@ -139,7 +146,7 @@ def verb(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {row.name: row.annotation for row in parameters}
         run.__doc__ = function.__doc__
-        app.command(name or function.__name__.strip("_"))(run)
+        app.command(name or function.__name__.strip("_"), hidden=hidden)(run)
         return function
 
     return register

@@ -13,7 +13,7 @@ import httpx
 from pikuri_memory.client import protocol, wire
 from pikuri_memory.client.protocol import Failure, KeySource, Outgoing, Reply, Request, Session
 from pikuri_memory.client.replies import Entity, Health, HistoryEntry
-from pikuri_memory.errors import InvalidRequestError, MemoryNotFoundError
+from pikuri_memory.errors import AuthenticationError, InvalidRequestError, MemoryNotFoundError
 from pikuri_memory.record import UNSET, Matches, Record, Unset
 
 T = TypeVar("T")
@@ -283,7 +283,8 @@ class AsyncMem0Client:
         """
         try:
             return await self._send(protocol.health())
-        except MemoryNotFoundError:  # mem0's server has no /health
+        # mem0's server has no /health, and behind a guard it does not even say so.
+        except (MemoryNotFoundError, AuthenticationError):
             return await self._send(protocol.openapi())
 
     async def _send(self, request: Request[T]) -> T:

@@ -622,6 +622,8 @@ class Session:
             return "`pikuri-memory list` shows the ids"
         if issubclass(kind, InvalidRequestError):
             return "correct the call and try again"
+        if issubclass(kind, ModelError):
+            return "see whether the model endpoint runs and has the models, then try again"
         return self._server_hint()
 
     def _server_hint(self) -> str:

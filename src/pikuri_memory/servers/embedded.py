@@ -192,7 +192,7 @@ class EmbeddedServer:
         command = [sys.executable, "-m", "pikuri_memory", "serve", *self._settings.flags()]
         if keep:
             command.append("--keep")
-        return spawn_detached(command, output=self._paths.output_log, env=_environment())
+        return spawn_detached(command, output=self._paths.output_log, env=keeper_environment())
 
 
 def answers(info: ServerInfo) -> bool:
@@ -219,7 +219,7 @@ def answers(info: ServerInfo) -> bool:
         connection.close()
 
 
-def _environment() -> dict[str, str]:
+def keeper_environment() -> dict[str, str]:
     """Ours, with a relative ``PYTHONPATH`` made absolute: the server runs in ``/``."""
     environment = dict(os.environ)
     if search := environment.get("PYTHONPATH"):

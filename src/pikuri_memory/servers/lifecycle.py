@@ -231,7 +231,8 @@ class ServerLifecycle:
             owner = lease.lock_owner(self.paths.owner_lock)
             seen = read_server_info(self.paths)
             if seen is not None and seen.is_running():
-                return (seen,) if self._healthy(seen) else None
+                # Another kind answers in another way, and is refused whether it does or not.
+                return (seen,) if seen.kind != self._kind or self._healthy(seen) else None
             if owner is None:
                 return (None,)
             # Somebody owns the data and serves nothing: a server that is starting, or has

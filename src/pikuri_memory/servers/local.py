@@ -8,19 +8,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pikuri_memory import discovery, lease
 from pikuri_memory.client.protocol import Request
 from pikuri_memory.client.replies import ShapeError, done
 from pikuri_memory.client.sync import Mem0Client
 from pikuri_memory.discovery import ServerInfo
-from pikuri_memory.errors import PikuriMemoryError, ServerNotRunningError
+from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, ServerNotRunningError
 from pikuri_memory.paths import DataPaths
+from pikuri_memory.servers import lifecycle
 from pikuri_memory.waiting import Deadline
+
+if TYPE_CHECKING:
+    from pikuri_memory.stack.status import StackStatus
 
 State: TypeAlias = Literal["running", "starting", "stopping", "unresponsive", "stopped"]
 
+STACK: Final = "mem0"
 _LEASE_SECONDS: Final = 10.0
 _STATUS_SECONDS: Final = 3.0
 _PURGE_SECONDS: Final = 3600.0
@@ -75,6 +80,7 @@ class Status:
         told: What it tells about itself; empty unless it is running.
         data_bytes: Size of the data directory on disk; 0 if there is none.
         free_bytes: Free space on its disk; None where that cannot be told.
+        stack: The container stack, where one runs or ran here; else None.
     """
 
     paths: DataPaths
@@ -86,6 +92,7 @@ class Status:
     told: dict[str, Any]
     data_bytes: int
     free_bytes: int | None
+    stack: StackStatus | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON: the names and types are stable."""
@@ -116,6 +123,7 @@ class Status:
             "read_only": told.get("read_only"),
             "purge_pending": told.get("purge_pending"),
             "keep": self.keep,
+            "stack": self.stack.as_dict() if self.stack is not None else None,
             "leases": [
                 {
                     "pid": holder.pid,
@@ -175,9 +183,22 @@ def purge(paths: DataPaths) -> None:
     Raises:
         ServerNotRunningError: None runs.
         StorageError: It could not be done now; nothing was lost.
+        InvalidRequestError: It is mem0's own, which cannot.
     """
+    if running_server(paths).kind == STACK:
+        raise InvalidRequestError(
+            "mem0's own server has no purge: its vector store gives the room back by itself",
+            hint="to remove everything: pikuri-memory destroy",
+        )
     with connected(paths, timeout=_PURGE_SECONDS) as client:
         client.purge()
+
+
+def memory_count(paths: DataPaths, client: LocalClient) -> int:
+    """How many memories a running server holds."""
+    if running_server(paths).kind == STACK:
+        return len(client.get_all())
+    return int(client.status()["memories"])
 
 
 def rotate_key(paths: DataPaths) -> ServerInfo | None:
@@ -199,7 +220,9 @@ def describe(paths: DataPaths) -> Status:
     told: dict[str, Any] = {}
     state: State = "stopped"
     detail = ""
-    if alive is not None:
+    if alive is not None and alive.kind == STACK:
+        state, detail = _stack_state(paths, alive)
+    elif alive is not None:
         try:
             with client_of(paths, alive, timeout=_STATUS_SECONDS) as client:
                 told = client.status()
@@ -227,7 +250,37 @@ def describe(paths: DataPaths) -> Status:
         told=told,
         data_bytes=_size(paths),
         free_bytes=_free(paths.root),
+        stack=describe_stack(paths, wanted=alive is None or alive.kind == STACK),
     )
+
+
+def _stack_state(paths: DataPaths, info: ServerInfo) -> tuple[State, str]:
+    from pikuri_memory.stack import health
+
+    wrong = health.problem(info.endpoint, discovery.read_api_key(paths))
+    if wrong is None:
+        return "running", ""
+    if lease.lock_owner(paths.lease_lock) is not None:
+        return "stopping", "nobody uses it any more"
+    return "unresponsive", wrong
+
+
+def stop(paths: DataPaths, *, force: bool, timeout: float) -> lifecycle.Stopped:
+    """Stop the server of a data directory, whatever kind it is; see ``lifecycle.stop``."""
+    if not paths.stack_plan.is_file():
+        return lifecycle.stop(paths, force=force, timeout=timeout)
+    from pikuri_memory.servers import mem0
+
+    return mem0.stop(paths, force=force, timeout=timeout)
+
+
+def describe_stack(paths: DataPaths, *, wanted: bool) -> StackStatus | None:
+    """How the container stack of a data directory is; None where none is or was."""
+    if not wanted or not paths.stack_plan.is_file():
+        return None
+    from pikuri_memory.stack import status
+
+    return status.describe(paths)
 
 
 def _mapping(payload: object) -> dict[str, Any]:

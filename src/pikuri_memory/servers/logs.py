@@ -79,3 +79,15 @@ def _lines(path: os.PathLike[str]) -> Iterator[str]:
                 yield line.rstrip("\n")
     except OSError:
         return
+
+
+def service_lines(paths: DataPaths, service: str, *, lines: int, follow: bool) -> Iterator[str]:
+    """The last lines of the log of one service of the container stack; without end to follow.
+
+    Raises:
+        InvalidRequestError: There is no such service, or no stack.
+        StackError: The engine does not tell.
+    """
+    from pikuri_memory.stack import logs as stack_logs
+
+    return stack_logs.lines(paths, service, lines=lines, follow=follow)

@@ -10,7 +10,7 @@ from pikuri_memory import lease
 from pikuri_memory.errors import DataDirectoryInUseError, InvalidRequestError, StorageError
 from pikuri_memory.lease import ExclusiveLock
 from pikuri_memory.paths import DataPaths
-from pikuri_memory.servers import lifecycle
+from pikuri_memory.servers import local
 from pikuri_memory.waiting import Deadline
 
 
@@ -69,7 +69,7 @@ def destroy(paths: DataPaths, *, timeout: float) -> Removed:
         StorageError: A part could not be removed; again is fine.
     """
     check_removable(paths)
-    stopped = lifecycle.stop(paths, force=False, timeout=timeout).server is not None
+    stopped = local.stop(paths, force=False, timeout=timeout).server is not None
     with ExclusiveLock(paths.start_lock).acquire(
         Deadline(timeout), what=f"another process that starts or stops the server of {paths.root}"
     ):

@@ -1,0 +1,400 @@
+"""What each patch of mem0 promises, and that the promise is broken in a build without it.
+
+A patch has one function here that says what it is for; it runs against the server with all
+patches, where it must pass, and against the server with all but this one, where it must fail.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pikuri_memory import Mem0Server
+from pikuri_memory.errors import PatchError
+from tests.stack import patched, router
+from tests.stack.conftest import Upstream, alone, bundle
+from tests.stack.patched import COLLECTION, ROUTER_NAME, Served, patch_names, served
+from tests.stack.router import DIMENSIONS, Router, embedding, remembers
+
+PATCHES = Mem0Server.PATCH_DIR / Mem0Server.MEM0_REF
+EVIL = "evil.example"
+HOUSE = "The key lies under the flowerpot"
+
+
+# ------------------------------------------------------------------ one promise for each patch
+
+
+def memories_live_in_qdrant(server: Served, models: Router, user: str) -> None:
+    config = server.qdrant.get(f"/collections/{COLLECTION}").json()["result"]["config"]
+    assert config["params"]["vectors"]["size"] == DIMENSIONS
+    for text in (HOUSE, "Ada plays the cello", "Ada has a greyhound"):
+        assert server.add(text, user, infer=False).status_code == 200
+    count = server.qdrant.post(f"/collections/{COLLECTION}/points/count", json=_filter(user))
+    assert count.json()["result"] == {"count": 3}
+    asked = {"query": "where lies the key?", "filters": {"user_id": user}}
+    hits = server.api.post("/search", json=asked).json()["results"]
+    assert hits[0]["memory"] == HOUSE
+    # The router's embedder has one length; a request for another would be refused.
+    assert not any("dimensions" in body for _, body in models.script.requests)
+
+
+def accounts_keys_and_settings_need_no_postgres(server: Served, models: Router, user: str) -> None:
+    ada = {"name": "Ada", "email": "ada@example.com", "password": "correct horse battery"}
+    token = server.api.post("/auth/register", json=ada).json()["access_token"]
+    with httpx.Client(base_url=server.endpoint, timeout=60, trust_env=False) as other:
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert other.get("/auth/me", headers=bearer).json()["email"] == ada["email"]
+        made = other.post("/api-keys", headers=bearer, json={"label": "agent"})
+        assert made.status_code == 201
+        key = {"X-API-Key": made.json()["key"]}
+        assert other.get("/memories", params={"user_id": user}, headers=key).status_code == 200
+        wrong = {"X-API-Key": "m0sk_" + "x" * 43}
+        assert other.get("/memories", params={"user_id": user}, headers=wrong).status_code == 401
+        gone = other.delete(f"/api-keys/{made.json()['id']}", headers=bearer)
+        assert gone.status_code == 200
+        assert other.get("/memories", params={"user_id": user}, headers=key).status_code == 401
+    changed = server.api.post("/configure", json={"llm": {"config": {"temperature": 0.3}}})
+    assert changed.status_code == 200
+    with sqlite3.connect(f"file:{server.history}/app.db?mode=ro", uri=True) as tables:
+        [(kept,)] = tables.execute("select value from settings where key = 'config_overrides'")
+        assert json.loads(kept) == {"llm": {"config": {"temperature": 0.3}}}
+        # Nor is each request a row.
+        assert tables.execute("select count(*) from request_logs").fetchone() == (0,)
+    tables.close()
+    assert "request log" not in server.log()
+
+
+def a_failed_extraction_is_an_error(server: Served, models: Router, user: str) -> None:
+    models.script.chat_status = 500
+    failed = server.add("My key lies under the flowerpot", user)
+    assert (failed.status_code, failed.json().get("code")) == (502, "provider_unavailable")
+    assert ROUTER_NAME in failed.json()["detail"]
+    models.script.chat_status = 200
+    for words in (
+        "",
+        " \n",
+        "I would rather not say.",
+        '{"memory": [{"text": "cut of',
+        '{"facts": ["a fact"]}',
+        "{}",
+        '["a fact"]',
+        '{"memory": ["a fact"]}',
+        '{"memory": [{"fact": "a fact"}]}',
+        '{"memory": null}',
+    ):
+        models.script.chat = lambda _, words=words: words  # type: ignore[misc] # its own words
+        failed = server.add("My key lies under the flowerpot", user)
+        assert (failed.status_code, failed.json().get("code")) == (502, "extraction_unusable"), (
+            words
+        )
+    # A fact that was found and cannot be embedded would be lost likewise.
+    models.script.chat = remembers("Ada plays the cello", "Ada likes unembeddable things")
+    models.script.refused_texts = ("unembeddable",)
+    assert server.add("I like things", user).status_code == 502
+    assert server.memories(user_id=user) == []
+    models.script.refused_texts = ()
+    # Nothing to remember is no failure.
+    models.script.chat = remembers()
+    nothing = server.add("Good morning!", user)
+    assert (nothing.status_code, nothing.json()) == (200, {"results": []})
+
+
+def a_scope_is_listed_and_deleted_whole(server: Served, models: Router, user: str) -> None:
+    many = 1050
+    points: list[dict[str, Any]] = [
+        {
+            "id": str(uuid.UUID(int=number)),
+            "vector": {"": embedding(f"fact {number}")},
+            "payload": {
+                "data": f"fact {number}",
+                "user_id": user,
+                "hash": str(number),
+                "text_lemmatized": f"fact {number}",
+                "created_at": f"2026-01-02T03:04:05.{number:06}+00:00",
+            },
+        }
+        for number in range(many)
+    ]
+    stored = server.qdrant.put(f"/collections/{COLLECTION}/points", json={"points": points})
+    assert stored.status_code == 200
+    assert len(server.memories(user_id=user)) == many
+    newest = [row["memory"] for row in server.memories(user_id=user, top_k=3)]
+    assert newest == [f"fact {many - 1}", f"fact {many - 2}", f"fact {many - 3}"]
+    assert server.api.get("/memories", params={"user_id": user, "top_k": 0}).status_code == 422
+    every = [row for row in server.memories() if row["user_id"] == user]
+    assert len(every) == many
+    assert all(row["id"] and row["memory"] and not row["metadata"] for row in every)
+    found = {row["id"]: row["total_memories"] for row in server.api.get("/entities").json()}
+    assert found[user] == many
+    few = f"{user}-few"
+    for point in points[:120]:
+        point["id"] = str(uuid.uuid4())
+        point["payload"]["user_id"] = few
+    server.qdrant.put(f"/collections/{COLLECTION}/points", json={"points": points[:120]})
+    assert server.api.delete("/memories", params={"user_id": few}).status_code == 200
+    assert server.memories(user_id=few) == []
+    assert len(server.memories(user_id=user)) == many
+
+
+def the_model_is_told_not_to_think(server: Served, models: Router, user: str) -> None:
+    models.script.chat = remembers(HOUSE)
+    assert server.add("My key lies under the flowerpot", user).status_code == 200
+    [asked] = models.script.chats()
+    assert asked.get("chat_template_kwargs") == {"enable_thinking": False}
+    assert asked["response_format"] == {"type": "json_object"}
+
+
+def only_programs_of_this_machine_come_in(server: Served, models: Router, user: str) -> None:
+    def ask(method: str, path: str, headers: dict[str, str], **more: Any) -> httpx.Response:
+        return server.api.request(method, path, headers=headers, **more)
+
+    list_it = f"/memories?user_id={user}"
+    server.add(HOUSE, user, infer=False)
+    own = server.endpoint
+    for host in (EVIL, f"{EVIL}:80", "localhost.evil.example", "192.168.0.1", "router-proxy", ""):
+        assert ask("GET", list_it, {"Host": host}).status_code in (400, 403), host
+    for host in ("localhost", "127.0.0.1:1", "[::1]:80", "healthcheck.pikuri.internal"):
+        assert ask("GET", list_it, {"Host": host}).status_code == 200, host
+    for origin in (f"http://{EVIL}", "null", "http://localhost:3000", own + "1"):
+        for method, path in (("GET", list_it), ("POST", "/reset"), ("OPTIONS", "/memories")):
+            refused = ask(method, path, {"Origin": origin})
+            assert refused.status_code == 403, origin
+            assert not [name for name in refused.headers if name.startswith("access-control")]
+    assert ask("GET", list_it, {"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert ask("GET", list_it, {"Origin": own}).status_code == 200
+    turn = {"messages": [{"role": "user", "content": "planted"}], "user_id": user, "infer": False}
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/json, text/plain"):
+        planted = ask("POST", "/memories", {"Content-Type": kind}, content=json.dumps(turn))
+        assert planted.status_code == 415, kind
+    assert ask("POST", "/memories", {}, content=json.dumps(turn)).status_code == 415
+    assert ask("POST", "/memories", {}, json={**turn, "x": "y" * 1_100_000}).status_code == 413
+    assert [row["memory"] for row in server.memories(user_id=user)] == [HOUSE]
+    # Whoever registers first owns everything.
+    first = {"name": "Mallory", "email": "mallory@example.com", "password": "0123456789"}
+    stranger = httpx.post(f"{own}/auth/register", json=first, trust_env=False)
+    assert stranger.status_code == 401
+    for path in ("/memories", "/entities", "/configure", "/auth/setup-status", "/nothing"):
+        assert httpx.get(own + path, trust_env=False).status_code == 401, path
+    for path in ("/docs", "/openapi.json", "/auth/register"):
+        assert httpx.post(own + path, trust_env=False).status_code == 401, path
+    shown = httpx.get(f"{own}/openapi.json", trust_env=False)
+    assert shown.status_code == 200
+    assert shown.headers["cache-control"] == "no-store"
+    assert shown.headers["content-security-policy"].startswith("default-src 'self';")
+
+
+def a_request_says_whose_memories_it_is_about(server: Served, models: Router, user: str) -> None:
+    server.add(HOUSE, user, infer=False)
+    none: list[dict[str, Any]] = [{}, {"user_id": ""}, {"user_id": "  "}, {"user_id": "*"}]
+    for scope in none:
+        replies = [
+            server.api.post("/memories", json={"messages": "of nobody", **scope}),
+            server.api.post("/search", json={"query": "key", **scope}),
+            server.api.post("/search", json={"query": "key", "filters": scope}),
+            server.api.delete("/memories", params=scope),
+        ]
+        assert [reply.status_code for reply in replies] == [400] * 4, scope
+        assert {reply.json().get("code") for reply in replies} == {"scope_required"}
+    wide = {"query": "key", "filters": {"user_id": {"ne": "nobody"}}}
+    assert server.api.post("/search", json=wide).status_code == 400
+    for inside in (
+        {"AND": [{"user_id": user}]},
+        {"OR": [{"user_id": user}, {"kind": "x"}]},
+        {"NOT": [{"user_id": "x"}]},
+        {"AND": [{"OR": [{"agent_id": "x"}]}]},
+        {"$or": [{"user_id": user}]},
+        {"') OR 1=1 --": "x"},
+    ):
+        sought = {"query": "key", "filters": {"user_id": "guest", **inside}}
+        refused = server.api.post("/search", json=sought)
+        assert (refused.status_code, refused.json().get("code")) == (422, "invalid_filter")
+    assert server.api.delete("/entities/user/*").status_code == 400
+    assert server.api.get(f"/memories?user_id={user}&user_id=other").status_code == 422
+    assert [row["memory"] for row in server.memories(user_id=user)] == [HOUSE]
+    # The last one counts, for whoever reads it.
+    body = f'{{"messages": "said twice", "user_id": "x", "user_id": "{user}/2", "infer": false}}'
+    kind = {"Content-Type": "application/json"}
+    assert server.api.post("/memories", content=body, headers=kind).status_code == 200
+    assert [row["memory"] for row in server.memories(user_id=f"{user}/2")] == ["said twice"]
+    assert server.api.delete(f"/entities/user/{user}%2F2").status_code == 200
+    assert server.memories(user_id=f"{user}/2") == []
+    for odd in ('{"n": NaN}', '{"n": 1e999}', '"\\ud800"', "9" * 30, "[" * 5000 + "]" * 5000):
+        body = f'{{"messages": "x", "user_id": "{user}", "metadata": {{"a": {odd}}}}}'
+        assert server.api.post("/memories", content=body, headers=kind).status_code == 422, odd
+
+
+def a_memory_that_is_not_there_is_not_found(server: Served, models: Router, user: str) -> None:
+    gone = server.add(HOUSE, user, infer=False).json()["results"][0]["id"]
+    assert server.api.delete(f"/memories/{gone}").status_code == 200
+    for memory_id in (gone, str(uuid.uuid4()), "no-uuid", "7"):
+        path = f"/memories/{memory_id}"
+        replies = [
+            server.api.get(path),
+            server.api.put(path, json={"text": "anything"}),
+            server.api.delete(path),
+        ]
+        if memory_id != gone:
+            replies.append(server.api.get(f"{path}/history"))
+        assert {reply.status_code for reply in replies} == {404}
+        assert {reply.json().get("code") for reply in replies} == {"not_found"}
+
+
+def what_an_update_does_not_name_stays(server: Served, models: Router, user: str) -> None:
+    added = server.add(HOUSE, user, infer=False, metadata={"source": "chat"})
+    path = f"/memories/{added.json()['results'][0]['id']}"
+    before = server.api.get(path).json()
+    assert server.api.put(path, json={"text": "The key is in the shed"}).status_code == 200
+    after = server.api.get(path).json()
+    assert after["memory"] == "The key is in the shed"
+    assert after.get("metadata") == {"source": "chat"}
+    assert server.api.put(path, json={"metadata": {"source": "letter"}}).status_code == 200
+    last = server.api.get(path).json()
+    assert (last["memory"], last["metadata"]) == (after["memory"], {"source": "letter"})
+    assert (last["created_at"], last["user_id"]) == (before["created_at"], user)
+
+
+def what_is_deleted_is_erased(server: Served, models: Router, user: str) -> None:
+    models.script.chat = remembers("The number of the safe is 314159")
+    said = server.add("My safe opens with 314159", user)
+    path = f"/memories/{said.json()['results'][0]['id']}"
+    server.api.put(path, json={"text": "The number of the safe is 271828"})
+    assert server.api.delete(path).status_code == 200
+    changes = server.api.get(f"{path}/history").json()
+    assert [change["event"] for change in changes] == ["ADD", "UPDATE", "DELETE"]
+    assert {(change["old_memory"], change["new_memory"]) for change in changes} == {(None, None)}
+    for file in server.history.iterdir():
+        content = file.read_bytes()
+        assert b"314159" not in content, file.name
+        assert b"271828" not in content, file.name
+
+
+Promise = Callable[[Served, Router, str], None]
+PROMISES: dict[str, Promise] = {
+    "01-qdrant": memories_live_in_qdrant,
+    "02-sqlite": accounts_keys_and_settings_need_no_postgres,
+    "03-extraction-errors": a_failed_extraction_is_an_error,
+    "04-whole-scope": a_scope_is_listed_and_deleted_whole,
+    "05-no-thinking": the_model_is_told_not_to_think,
+    "06-guard": only_programs_of_this_machine_come_in,
+    "07-requests": a_request_says_whose_memories_it_is_about,
+    "08-not-found": a_memory_that_is_not_there_is_not_found,
+    "09-updates-keep": what_an_update_does_not_name_stays,
+    "10-erasure": what_is_deleted_is_erased,
+}
+
+
+def _filter(user: str) -> dict[str, Any]:
+    return {"filter": {"must": [{"key": "user_id", "match": {"value": user}}]}, "exact": True}
+
+
+# ------------------------------------------------------------------ with and without
+
+
+@pytest.fixture(scope="session")
+def image(engine_ready: None, upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The image of the stack, built of a source with all patches."""
+    source = _source(upstream, tmp_path_factory.mktemp("image"), PROMISES)
+    tag = "pikuri-test-mem0:patched"
+    with alone("build"):
+        patched.build(tag, source, bundle())
+    return tag
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[Router]:
+    """One router for all: its port is in the server's settings."""
+    with router.running() as running:
+        yield running
+
+
+@pytest.fixture
+def script(models: Router) -> Router:
+    """The router, as if it had just been started."""
+    fresh = router.Script()
+    for name, value in vars(fresh).items():
+        setattr(models.script, name, value)
+    return models
+
+
+@pytest.fixture(scope="module")
+def whole(
+    image: str, upstream: Upstream, models: Router, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """The server with all patches."""
+    source = _source(upstream, tmp_path_factory.mktemp("whole"), PROMISES)
+    with alone("engine", shared=True), served(image, source, models) as running:
+        yield running
+
+
+def _source(upstream: Upstream, directory: Path, names: Any) -> Path:
+    patches = [PATCHES / f"{name}.patch" for name in sorted(names)]
+    return patched.checkout(directory, upstream.url, upstream.ref, patches)
+
+
+def test_every_patch_of_the_pin_has_its_promise() -> None:
+    assert patch_names(PATCHES) == sorted(PROMISES)
+
+
+@pytest.mark.parametrize("patch", sorted(PROMISES))
+def test_a_patch_keeps_its_promise(whole: Served, script: Router, patch: str) -> None:
+    PROMISES[patch](whole, script, f"with-{patch}")
+
+
+@pytest.mark.parametrize("patch", sorted(PROMISES))
+def test_without_the_patch_its_promise_is_broken(
+    image: str, upstream: Upstream, script: Router, tmp_path: Path, patch: str
+) -> None:
+    source = _source(upstream, tmp_path, set(PROMISES) - {patch})
+    with (
+        alone("engine", shared=True),
+        pytest.raises(AssertionError),
+        served(image, source, script) as running,
+    ):
+        PROMISES[patch](running, script, f"without-{patch}")
+
+
+# ------------------------------------------------------------------ the files themselves
+
+
+def test_a_patch_that_no_longer_applies_stops_the_build_and_names_the_hunk(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    source = patched.checkout(tmp_path / "a", upstream.url, upstream.ref, [])
+    changed = tmp_path / "changed"
+    shutil.copytree(source, changed)
+    main = changed / "server" / "main.py"
+    lines = main.read_text()
+    assert "ALL_MEMORIES_LIMIT = 1000" in lines
+    main.write_text(lines.replace("ALL_MEMORIES_LIMIT = 1000", "ALL_MEMORIES_LIMIT = 999"))
+    git = ["git", "-C", str(changed), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "commit", "--quiet", "--all", "--message", "moved on"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    patches = sorted(PATCHES.glob("*.patch"))
+    with pytest.raises(PatchError, match=r"04-whole-scope\.patch .*server/main\.py, hunk 1 "):
+        patched.checkout(tmp_path / "b", str(changed), head.stdout.strip(), patches)
+
+
+@pytest.mark.parametrize("patch", sorted(PROMISES))
+def test_a_patch_has_one_purpose_and_says_why(patch: str) -> None:
+    head, _, change = (PATCHES / f"{patch}.patch").read_text().partition("diff --git ")
+    assert len(head.strip().splitlines()) >= 3
+    assert change
+    # Three lines of context would be three lines of somebody else's code.
+    run = 0
+    for line in change.splitlines():
+        run = run + 1 if line.startswith(" ") else 0
+        assert run <= 3, line
+
+
+def test_the_licence_of_mem0_lies_beside_its_lines() -> None:
+    assert "Apache License" in (PATCHES / "LICENSE-mem0").read_text()
+    assert "Taranjeet Singh" in (PATCHES / "NOTICE").read_text()

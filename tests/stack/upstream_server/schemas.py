@@ -1,0 +1,7 @@
+"""Replies."""
+
+from pydantic import BaseModel
+
+
+class MessageResponse(BaseModel):
+    message: str
