@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from pikuri_memory.errors import EmbedderMismatchError, EmbeddingDimensionsError
+from pikuri_memory.errors import EmbedderMismatchError, EmbeddingDimensionsError, ModelError
 from pikuri_memory.files import write_private
 from pikuri_memory.paths import DataPaths
-from pikuri_memory.stack import plan as plans
 
 if TYPE_CHECKING:
     import httpx
@@ -47,21 +46,16 @@ def measured_dimensions(router_url: str, model: str) -> int | None:
 
     The endpoint may be down, loading, or refuse: none of that is a reason not to start.
     """
-    import httpx
+    from pikuri_memory.models.router import Patience, Router
 
-    url = plans.api_base(router_url) + "/embeddings"
-    timeout = httpx.Timeout(_EMBED_SECONDS, connect=_CONNECT_SECONDS)
+    patience = Patience(connect=_CONNECT_SECONDS, total=_EMBED_SECONDS)
+    router = Router(router_url, patience=patience)
     try:
-        with httpx.Client(trust_env=False, timeout=timeout) as http:
-            reply = http.post(
-                url, json={"model": model, "input": "dimensions", "encoding_format": "float"}
-            )
-            if reply.status_code != 200:
-                return None
-            vector = reply.json()["data"][0]["embedding"]
-            return len(vector) if isinstance(vector, list) and vector else None
-    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+        return int(router.embed(model, ["dimensions"]).shape[1])
+    except ModelError:
         return None
+    finally:
+        router.close()
 
 
 def check_embedder(paths: DataPaths, collection: str, model: str, dimensions: int) -> None:
