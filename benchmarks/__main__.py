@@ -11,7 +11,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks import corpus, environments, extraction, measure, report
+from benchmarks import corpus, environments, extraction, measure, report, stack
 from benchmarks.servers import BenchmarkError, Workspace
 from pikuri_memory.errors import PikuriMemoryError
 
@@ -45,6 +45,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--skip-extraction",
         action="store_true",
         help="leave out adds with extraction, which need the extra `extraction`",
+    )
+    parser.add_argument(
+        "--skip-stack",
+        action="store_true",
+        help="leave out the container stack, which needs a container engine",
     )
     parser.add_argument(
         "--cache",
@@ -131,6 +136,15 @@ def run(
         results.extraction = extraction.measure(
             workspace, made, rounds=effort.rounds, seconds=2 * effort.slow_seconds
         )
+    if not options.skip_stack:
+        missing = stack.available()
+        if missing is None:
+            say("container stack: starts, the relay, patches")
+            results.stack = stack.measure(
+                workspace, rounds=effort.slow_rounds, seconds=effort.slow_seconds
+            )
+        else:
+            say(f"container stack: not measured, {missing}")
     results.seconds = time.perf_counter() - started
 
 

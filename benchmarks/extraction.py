@@ -133,32 +133,28 @@ def measure(workspace: Workspace, corpus: Corpus, *, rounds: int, seconds: float
         asked = workspace.root / "model.requests"
         write_requests(asked, [_straight(text) for text in ("one", "two", "three")])
         for number in range(rounds):
-            direct.append(_drive(workspace, port, asked, 1, seconds, warm_up=2)["p50"])
+            direct.append(drive(workspace, port, asked, 1, seconds, warm_up=2)["p50"])
             turns = _turns(workspace, server, corpus, number)
-            added.append(_drive(workspace, server.port, turns, 1, seconds, warm_up=3)["p50"])
+            added.append(drive(workspace, server.port, turns, 1, seconds, warm_up=3)["p50"])
     with _filled(workspace, corpus, SLOW_MODEL_SECONDS) as (server, _):
         questions = workspace.root / "questions.requests"
         write_requests(questions, [server.search(q, filtered=False) for q in corpus.questions])
         for number in range(rounds):
             start = number * 500
             quiet.append(
-                _drive(workspace, server.port, questions, 1, seconds, warm_up=20, start=start)[
-                    "p50"
-                ]
+                drive(workspace, server.port, questions, 1, seconds, warm_up=20, start=start)["p50"]
             )
             turns = _turns(workspace, server, corpus, number)
             done: list[dict[str, Any]] = []
 
             def extract(turns: Path = turns, done: list[dict[str, Any]] = done) -> None:
-                done.append(_drive(workspace, server.port, turns, AT_ONCE, seconds + 2.0))
+                done.append(drive(workspace, server.port, turns, AT_ONCE, seconds + 2.0))
 
             thread = threading.Thread(target=extract)
             thread.start()
             time.sleep(1.0)  # until all of them are under way
             busy.append(
-                _drive(workspace, server.port, questions, 1, seconds, warm_up=20, start=start)[
-                    "p50"
-                ]
+                drive(workspace, server.port, questions, 1, seconds, warm_up=20, start=start)["p50"]
             )
             thread.join()
             if not done or done[0]["failed"]:
@@ -215,7 +211,7 @@ def _straight(text: str) -> bytes:
     return servers.request("/v1/chat/completions", body)
 
 
-def _drive(
+def drive(
     workspace: Workspace,
     port: int,
     requests: Path,
@@ -225,6 +221,7 @@ def _drive(
     warm_up: int = 0,
     start: int = 0,
 ) -> dict[str, Any]:
+    """What the load generator measured; every request must be answered with success."""
     done = process.run(
         [sys.executable, "-I", str(Path(__file__).with_name("load.py"))],
         timeout=seconds + 180.0,

@@ -20,6 +20,7 @@ from benchmarks.corpus import Corpus
 from benchmarks.extraction import Extraction
 from benchmarks.load import write_requests
 from benchmarks.servers import BenchmarkError, Limit, MemoryUse, Ours, Server, Workspace
+from benchmarks.stack import Stack
 from pikuri_memory import process
 from pikuri_memory.errors import PikuriMemoryError
 
@@ -131,6 +132,7 @@ class Results:
     embedder: dict[str, float] = field(default_factory=dict)
     help_cpu: float | None = None
     extraction: Extraction | None = None
+    stack: Stack | None = None
     versions: list[str] = field(default_factory=list)
     seconds: float = 0.0
     quick: bool = False

@@ -13,6 +13,9 @@ from typing import Final
 from benchmarks.extraction import AT_ONCE, MODEL_SECONDS, SLOW_MODEL_SECONDS, Extraction
 from benchmarks.measure import BATCH, CLIENTS, Figures, Results, Run
 from benchmarks.servers import TOP_K
+from benchmarks.stack import AT_ONCE as AT_ONCE_BY_RELAY
+from benchmarks.stack import CLIENTS as CLIENTS_AT_STACK
+from benchmarks.stack import Stack
 
 _TITLES: Final = {
     "ours": "pikuri-memory",
@@ -200,6 +203,8 @@ def markdown(results: Results) -> str:
     lines += _shipped(results)
     if results.extraction is not None:
         lines += ["", "## Extraction with a model", "", *_extraction(results.extraction)]
+    if results.stack is not None:
+        lines += ["", "## The container stack", "", *_stack(results.stack)]
     lines += ["", "## How it was measured", "", *_method(results)]
     return "\n".join(lines) + "\n"
 
@@ -309,6 +314,40 @@ def _extraction(seen: Extraction) -> list[str]:
     return _table(("", ""), rows)
 
 
+def _stack(seen: Stack) -> list[str]:
+    life = [
+        ("`up` without checkout and image (base images are there)", duration(seen.cold)),
+        ("`up` with both", duration(seen.warm)),
+        ("`down`", duration(seen.down)),
+    ]
+    ways = (seen.direct, seen.relayed)
+    relay: list[tuple[str, ...]] = [
+        ("a request on a kept connection, p50", *(duration(way.kept) for way in ways)),
+        ("a request on a new connection, p50", *(duration(way.new) for way in ways)),
+        ("one long reply, MB/s", *(f"{way.rate / 1e6:,.0f}" for way in ways)),
+        (
+            f"{AT_ONCE_BY_RELAY} requests of 0.5 s at once: answered, until the last",
+            *(f"{way.answered}, {duration(way.all)}" for way in ways),
+        ),
+    ]
+    without = [name for name in next(iter(seen.per_second.values()), {}) if name]
+    rows = [
+        (kind, *(rate(group.get(name)) for name in ("", *without)))
+        for kind, group in seen.per_second.items()
+    ]
+    return [
+        *_table(("", ""), life),
+        "",
+        "The router asked directly on the host, and by the relay from inside mem0's container:",
+        "",
+        *_table(("", "direct", "relayed"), relay),
+        "",
+        f"mem0's patched server, requests a second with {CLIENTS_AT_STACK} clients:",
+        "",
+        *_table(("", "all patches", *(f"without {name}" for name in without)), rows),
+    ]
+
+
 def _method(results: Results) -> list[str]:
     used = max(
         (
@@ -350,4 +389,7 @@ def _method(results: Results) -> list[str]:
         " memories; the model is a process that answers one fact after"
         f" {MODEL_SECONDS * 1000:.0f} ms (while reads are measured, {SLOW_MODEL_SECONDS:g} s), and"
         " is asked directly with a prompt as long as mem0's for its own time.",
+        "- *The container stack*: `Mem0Server` on a real engine, with the patches of the pin."
+        " Qdrant and socat's image are stand-ins that the tests make (a server over Qdrant Edge; Debian's"
+        " own socat), and so is mem0's repository unless a mirror of it is given.",
     ]

@@ -25,7 +25,8 @@ def test_a_small_run_writes_a_report_of_our_server_and_the_limit(tmp_path: Path)
     process.run(
         [
             *(sys.executable, "-m", "benchmarks", "--quick", "--sizes", "200"),
-            *("--only", "limit", "--skip-shipped", "--skip-extraction", "--output", str(target)),
+            *("--only", "limit", "--skip-shipped", "--skip-extraction"),
+            *("--skip-stack", "--output", str(target)),
         ],
         timeout=120,
         cwd=ROOT,
