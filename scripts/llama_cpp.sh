@@ -54,7 +54,7 @@ if [ -z "$mirror" ]; then
   exit 1
 fi
 
-mkdir -p "$work"/{state/lists/partial,cache/archives/partial,root}
+mkdir -p "$work"/{state/lists/partial,cache/archives/partial,unpacked}
 : >"$work/state/status"
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" \
   >"$work/sources.list"
@@ -71,19 +71,19 @@ apt=(
 "${apt[@]}" update
 "${apt[@]}" install --yes --no-install-recommends --download-only llama.cpp-tools patchelf >/dev/null
 for package in "$work"/cache/archives/*.deb; do
-  dpkg --extract "$package" "$work/root"
+  dpkg --extract "$package" "$work/unpacked"
 done
 
 # Where the libraries will be, and where they are now.
-library=/usr/lib/$(cd "$work/root/usr/lib" && echo *-linux-gnu*)
-here=$work/root$library
-loader=$(cd "$work/root" && find usr/lib -name 'ld-linux*.so.*' -not -path 'usr/lib64/*' | head -n 1)
+library=/usr/lib/$(cd "$work/unpacked/usr/lib" && echo *-linux-gnu*)
+here=$work/unpacked$library
+loader=$(cd "$work/unpacked" && find usr/lib -name 'ld-linux*.so.*' -not -path 'usr/lib64/*' | head -n 1)
 path=$root$library:$root$library/llama
 rewrite() {
-  "$work/root/$loader" --library-path "$here" "$work/root/usr/bin/patchelf" "$@"
+  "$work/unpacked/$loader" --library-path "$here" "$work/unpacked/usr/bin/patchelf" "$@"
 }
 rewrite --set-interpreter "$root/$loader" --force-rpath --set-rpath "$path" \
-  "$work/root/usr/bin/llama-server"
+  "$work/unpacked/usr/bin/llama-server"
 # A path of a library's own would hide that of the program.
 find "$here" -type f \( -path '*/llama/*.so*' -o -name 'libllama*.so*' -o -name 'libmtmd*.so*' \) |
   while read -r file; do
@@ -91,9 +91,9 @@ find "$here" -type f \( -path '*/llama/*.so*' -o -name 'libllama*.so*' -o -name 
   done
 # The kernels for the various processors: looked for beside the program too.
 find "$here/ggml" -name 'libggml-*.so' -printf "$root$library/ggml/%P\n" |
-  xargs ln --symbolic --target-directory="$work/root/usr/bin"
+  xargs ln --symbolic --target-directory="$work/unpacked/usr/bin"
 
 rm -rf "$root"
-mv "$work/root" "$root"
+mv "$work/unpacked" "$root"
 "$program" --version
 echo "$stamp" >"$root/.complete"

@@ -370,13 +370,13 @@ def test_an_unforeseen_failure_tells_only_its_type(engine: Engine, new: Words) -
     secret = TEXTS[0]
 
     def fail(texts: Any) -> Any:
-        new.embed = embed  # type: ignore[method-assign]  # the test's own double
         raise KeyError(secret)
 
     new.embed = fail  # type: ignore[method-assign]  # the test's own double
     reembed(engine)
     until(lambda: engine.status()["reembedding"]["last_error"] is not None)
     told = engine.status()["reembedding"]["last_error"]
+    new.embed = embed  # type: ignore[method-assign]  # the test's own double
     assert told["detail"] == "an unexpected KeyError"
     assert secret not in json.dumps(told)
     finished(engine)
