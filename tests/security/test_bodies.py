@@ -129,6 +129,8 @@ HOSTILE: dict[str, bytes] = {
     "too many messages": json.dumps(
         {"messages": [{"role": "user", "content": "x"}] * 1001, "user_id": GUEST}
     ).encode(),
+}
+DATES = {
     "February 30": b'{"messages": "x", "user_id": "guest", "expiration_date": "2026-02-30"}',
     "the year 10000": b'{"messages": "x", "user_id": "guest", "expiration_date": "10000-01-01"}',
 }
@@ -143,6 +145,14 @@ def test_hostile_json_is_a_malformed_request(target: Target, name: str) -> None:
         assert b"guest" not in answer.partition(b"\r\n\r\n")[2]
     found = target.owner.get(f"/memories?user_id={GUEST}").json()["results"]
     assert found == []
+
+
+@pytest.mark.own_server("it knows no dates of expiry")
+@pytest.mark.parametrize("name", DATES)
+def test_a_date_that_is_none_is_a_malformed_request(target: Target, name: str) -> None:
+    status, answer = target.ask("POST /memories", JSON, DATES[name], key=True)
+    assert status == 422, answer
+    assert target.owner.get(f"/memories?user_id={GUEST}").json()["results"] == []
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -23,6 +23,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
+@pytest.mark.own_server("its files and ports are looked at in tests/stack")
 def test_the_server_listens_on_the_loopback_and_nowhere_else(target: Target) -> None:
     target.check()
     family = [target.process, *target.process.children(recursive=True)]
@@ -35,6 +36,7 @@ def test_the_server_listens_on_the_loopback_and_nowhere_else(target: Target) -> 
     assert listening == [("127.0.0.1", target.port)]
 
 
+@pytest.mark.own_server("its files and ports are looked at in tests/stack")
 def test_only_the_owner_may_read_anything_in_the_data_directory(target: Target) -> None:
     target.owner.post("/purge")
     root = target.paths.root
@@ -98,6 +100,7 @@ def test_another_user_cannot_read_a_single_file(tmp_path: Path) -> None:
         shutil.rmtree(base, ignore_errors=True)
 
 
+@pytest.mark.own_server("its files and ports are looked at in tests/stack")
 def test_a_key_file_that_others_may_read_is_no_key(target: Target) -> None:
     """Nobody gets in with it until its owner closed it again."""
     path = target.paths.api_key
@@ -117,6 +120,7 @@ def test_a_key_file_that_others_may_read_is_no_key(target: Target) -> None:
         os.utime(path)
 
 
+@pytest.mark.own_server("its files and ports are looked at in tests/stack")
 def test_a_key_file_that_is_missing_or_empty_lets_nobody_in(target: Target) -> None:
     path = target.paths.api_key
     key = path.read_text()

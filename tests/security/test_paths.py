@@ -146,7 +146,7 @@ def test_raw_bytes_in_a_request_line_are_refused(target: Target) -> None:
         b"GET /mem\xff HTTP/1.1",
         b"GET /memories\thealth HTTP/1.1",
         b"GET /memories /health HTTP/1.1",
-        b"GET /memories HTTP/9.9",
+        *([b"GET /memories HTTP/9.9"] if target.own else []),
         b"GET /memories HTTP/1.1\x00",
         b"GET\x00/memories HTTP/1.1",
         b"GET /mem\rories HTTP/1.1",

@@ -66,7 +66,7 @@ def test_up_use_status_logs_repair_and_down(
         *("front", "mem0", "qdrant", "router-proxy")
     }
 
-    assert "GET /memories" in run("logs", "mem0", "-n", "500").out
+    assert "POST /search" in run("logs", "mem0", "-n", "500").out
     assert "the stack answers on" in run("logs").out
     assert FACT not in run("logs", "mem0", "-n", "5000").out
     unknown = run("logs", "nobody")

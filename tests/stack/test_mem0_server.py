@@ -46,7 +46,7 @@ def test_what_was_added_is_found_and_survives_down_and_up(
     server = make()
     server.start(progress=lambda phase, detail: phases.append(phase))
     assert phases[-1] == "ready"
-    assert {"check", "fetch", "start"} <= set(phases)
+    assert {"check", "start"} <= set(phases)
     assert server.endpoint == f"http://127.0.0.1:{server.port}"
     assert server.port > 0
     with server.client() as memory:
