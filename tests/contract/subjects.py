@@ -113,6 +113,7 @@ KINDS = (
             "explain": "its scores have no parts that are told",
             "idempotency": "it does not know the header",
             "pages": "its list is whole or cut, without pages",
+            "succession": "it knows no links between memories",
             "text_filters": "its adapter for the vector store looks for whole words, and for no *",
         },
     ),
