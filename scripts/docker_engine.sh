@@ -103,6 +103,16 @@ answers() {
   [ -S "$socket" ] && docker version --format '{{.Server.Version}}' >/dev/null 2>&1
 }
 
+# Whoever called this script may hold locks and pipes, and a daemon that inherits them holds them for
+# as long as it lives. In a subshell of its own, as the last thing before the daemon.
+close_inherited() {
+  local descriptor
+  for descriptor in /proc/self/fd/*; do
+    descriptor=${descriptor##*/}
+    [ "$descriptor" -le 2 ] || eval "exec $descriptor>&-"
+  done
+}
+
 ours() { # the pid of our daemon, if it runs
   local pid
   pid=$(cat "$pidfile" 2>/dev/null) || return 1
@@ -138,11 +148,12 @@ start_daemon() {
   # A daemon that was killed leaves its pid file and its containerd.
   stop_leftovers
   rm -f "$pidfile" "$socket"
-  # The descriptor of the lock is closed for the daemon, or it would hold it for ever.
-  as_root setsid /usr/sbin/dockerd \
-    --data-root "$home/data" --exec-root "$home/exec" --pidfile "$pidfile" \
-    --host "unix://$socket" --group root \
-    --log-level warn >>"$log" 2>&1 </dev/null 9>&- &
+  (
+    close_inherited
+    as_root setsid /usr/sbin/dockerd \
+      --data-root "$home/data" --exec-root "$home/exec" --pidfile "$pidfile" \
+      --host "unix://$socket" --group root --log-level warn >>"$log" 2>&1 </dev/null &
+  )
   local waited=0
   until answers; do
     waited=$((waited + 1))
@@ -238,11 +249,14 @@ start_rootless() {
   install -d -o "$rootless_user" -g "$rootless_user" "$rootless"
   rm -rf "$rootless/run"
   install -d -m 700 -o "$rootless_user" -g "$rootless_user" "$rootless/run" "$rootless/data"
-  setsid runuser -u "$rootless_user" -- env -i \
-    HOME="/home/$rootless_user" XDG_RUNTIME_DIR="$rootless/run" PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-    sh -c 'echo $$ >"$1/pid"; exec /usr/share/docker.io/contrib/dockerd-rootless.sh \
-      --storage-driver fuse-overlayfs --data-root "$1/data" --log-level warn' \
-    sh "$rootless" >"$home/rootless.log" 2>&1 </dev/null 9>&- &
+  (
+    close_inherited
+    setsid runuser -u "$rootless_user" -- env -i \
+      HOME="/home/$rootless_user" XDG_RUNTIME_DIR="$rootless/run" PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+      sh -c 'echo $$ >"$1/pid"; exec /usr/share/docker.io/contrib/dockerd-rootless.sh \
+        --storage-driver fuse-overlayfs --data-root "$1/data" --log-level warn' \
+      sh "$rootless" >"$home/rootless.log" 2>&1 </dev/null &
+  )
   local waited=0
   until rootless_answers; do
     waited=$((waited + 1))
