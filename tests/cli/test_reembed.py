@@ -122,6 +122,21 @@ def test_a_model_that_is_not_offered_is_refused_with_those_that_are(
     assert job(run) is None
 
 
+def test_a_model_that_does_not_work_is_refused_with_what_is_wrong(
+    run: Runner, filled: Path, router: ScriptedRouter
+) -> None:
+    router.rule("nan")
+    named = run("reembed", "--router", router.url, "--embedder-model", "scripted-embed")
+    assert named.code == 9
+    assert "not finite" in named.err
+    router.behave()
+    router.rule("constant_vectors")
+    best = run("reembed", "--router", router.url)
+    assert best.code == 9
+    assert "the same vector for every text" in best.err
+    assert embedder(run)["model"] == BUILTIN
+
+
 def test_the_hint_of_a_refused_start_is_the_command_that_helps(
     run: Runner, filled: Path, router: ScriptedRouter
 ) -> None:

@@ -643,7 +643,6 @@ def test_an_addition_to_our_server_is_sent_again_with_its_key_and_stored_once(
     make_client: MakeClient, ours: PlayedServer, fault: Fault
 ) -> None:
     client = make_client(ours.endpoint, KEY)
-    client.health()
     ours.faults.append(fault)
     [added] = client.add("once", user_id="ada")
     first, second = ours.tries("POST")
@@ -654,14 +653,15 @@ def test_an_addition_to_our_server_is_sent_again_with_its_key_and_stored_once(
 
 
 def test_an_addition_is_not_repeated_where_the_server_is_not_known_to_be_ours(
-    client: Mem0Client, server: PlayedServer
+    make_client: MakeClient, mem0: PlayedServer
 ) -> None:
-    if server.kind == "mem0":
+    client = make_client(mem0.endpoint, KEY)
+    for tries in (1, 2):
+        mem0.faults.append(Fault("lose"))
+        with pytest.raises(ServerUnavailableError, match="may have been carried out"):
+            client.add("once", user_id="ada")
+        assert len(mem0.tries("POST")) == tries
         client.get_all()
-    server.faults.append(Fault("lose"))
-    with pytest.raises(ServerUnavailableError, match="may have been carried out"):
-        client.add("once", user_id="ada")
-    assert len(server.tries("POST")) == 1
 
 
 def test_a_reset_is_never_repeated(make_client: MakeClient, ours: PlayedServer) -> None:
@@ -786,13 +786,13 @@ def test_neither_key_nor_texts_nor_queries_show_anywhere(
     errors: list[PikuriMemoryError] = []
     echo = json.dumps({"detail": f"bad key {KEY}", "hint": f"not {KEY}"}).encode()
     failing = [
-        Fault("lose"),
-        Fault("answer", 401, JSON, echo),
-        Fault("answer", 403, JSON, ("x" * 490).join(echo.decode().split("bad")).encode()),
-        Fault("answer", 500, {"Content-Type": "text/plain"}, KEY.encode()),
+        [Fault("lose")] * (3 if server.kind == "ours" else 1),
+        [Fault("answer", 401, JSON, echo)],
+        [Fault("answer", 403, JSON, ("x" * 490).join(echo.decode().split("bad")).encode())],
+        [Fault("answer", 500, {"Content-Type": "text/plain"}, KEY.encode())],
     ]
-    for fault in failing:
-        server.faults.append(fault)
+    for faults in failing:
+        server.faults.extend(faults)
         try:
             client.add("walnuts", user_id="ada")
         except PikuriMemoryError as error:

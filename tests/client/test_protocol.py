@@ -161,11 +161,22 @@ def test_what_cannot_be_mended_is_not_tried_again(failure: Any) -> None:
 
 def test_a_server_that_is_no_longer_ours_gets_no_addition_twice() -> None:
     session = Session(ENDPOINT, KEY)
-    run(session, search(), [reply([])])
+    run(session, add(), [reply([])])
     run(session, add(), [LOST, reply([])])
     run(session, search(), [reply([], ours=False)])
     with pytest.raises(ServerUnavailableError):
         run(session, add(), [LOST])
+
+
+def test_the_first_addition_to_our_server_that_is_lost_is_sent_again() -> None:
+    steps = Session(ENDPOINT, KEY).exchange(add())
+    next(steps)
+    first = steps.send(reply({"status": "ok", "server": "pikuri-memory", "version": "1"}))
+    assert steps.send(LOST) == Pause(0.1)
+    assert steps.send(None) == first
+    with pytest.raises(StopIteration) as end:
+        steps.send(reply([]))
+    assert end.value.value == []
 
 
 def test_a_delete_is_done_when_its_repetition_finds_nothing() -> None:

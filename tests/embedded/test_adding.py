@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pikuri_memory.embedded.engine import Engine
 from pikuri_memory.embedded.model import Fact, Hits, IdempotencyKey, Message, SearchQuery, Turn
 from pikuri_memory.embedded.turns import Limits
-from pikuri_memory.embedded.vectors import Vectors
+from pikuri_memory.embedded.vectors import TEXT_THREADS, Vectors
 from pikuri_memory.errors import (
     EmbedderUnavailableError,
     EmbeddingError,
@@ -76,6 +76,7 @@ class Remote(HashEmbedder):
 
     Attributes:
         error: What it raises.
+        asked: The texts that it was to embed.
         embedded: The texts that it has embedded.
     """
 
@@ -85,9 +86,11 @@ class Remote(HashEmbedder):
         self.error: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
+        self.asked: list[str] = []
         self.embedded: list[str] = []
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked += texts
         self.gate.wait(30)
         if self.error is not None:
             raise self.error
@@ -512,12 +515,35 @@ async def test_while_the_embedder_hangs_only_the_first_questions_wait(
     assert time.monotonic() - begun < 5, "it did not wait"
 
 
+async def test_texts_that_wait_behind_others_are_refused_with_them(
+    engine: Engine, remote: Remote
+) -> None:
+    remote.gate.clear()
+    waiting = [
+        asyncio.create_task(keep(engine, f"fact {n}", infer=False)) for n in range(3 * TEXT_THREADS)
+    ]
+    while len(remote.asked) < TEXT_THREADS:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    remote.error = AWAY
+    remote.gate.set()  # the deadline of the first ones, as it were
+    refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(error) for error in refused} == {EmbedderUnavailableError}
+    asked = [text for text in remote.asked if text.startswith("fact")]
+    assert len(asked) == TEXT_THREADS, "nobody waited for the embedder once more"
+    remote.error = None
+    await keep(engine, "fact 0", infer=False)
+
+
 async def test_an_embedder_that_became_another_one_is_not_trusted(
     engine: Engine, remote: Remote
 ) -> None:
     await keep(engine, "my dog is old", infer=False)
     await find(engine, "old dog")
-    engine.distrust_embedder(EmbeddingError("other vectors", hint="pikuri-memory reembed"))
+    error = EmbeddingError("other vectors", hint="pikuri-memory reembed")
+    assert not engine.distrust_embedder("that of the one before", error)
+    assert (await find(engine, "old dog")).degraded is None
+    assert engine.distrust_embedder(remote.identity.fingerprint, error)
     found = await find(engine, "old dog")
     assert found.degraded is not None
     assert found.degraded["code"] == "embedding"

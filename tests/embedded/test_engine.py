@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from pikuri_memory.embedded import filters
-from pikuri_memory.embedded.engine import FEW_ROWS, Engine
+from pikuri_memory.embedded.engine import Engine
 from pikuri_memory.embedded.model import IdempotencyKey, Message, NewMemory, SearchQuery
+from pikuri_memory.embedded.searching import FEW_ROWS
 from pikuri_memory.errors import (
     DiskFullError,
     DuplicateTextError,

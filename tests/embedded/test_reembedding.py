@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pytest
 
 from pikuri_memory.embedded.engine import Engine, Pace
 from pikuri_memory.embedded.index import Index
-from pikuri_memory.embedded.model import SearchQuery
+from pikuri_memory.embedded.model import Fact, SearchQuery, Turn
 from pikuri_memory.embedded.reembedding import Source, Target
+from pikuri_memory.embedded.serve import left_behind
 from pikuri_memory.errors import (
     EmbedderMismatchError,
     EmbedderUnavailableError,
@@ -28,6 +30,7 @@ from pikuri_memory.errors import (
 )
 from pikuri_memory.models.identity import EmbedderIdentity
 from pikuri_memory.record import UNSET
+from pikuri_memory.waiting import Deadline
 
 from .parts import ANNA, BEN, keep, open_engine
 from .shelf import Shelf, Words
@@ -468,6 +471,46 @@ def test_no_search_and_no_addition_ever_mixes_embedders(
     assert wrong == []
     assert searches > 20
     assert_is_embedded_by(tmp_path, old, [*TEXTS, *added])
+
+
+def test_a_stop_waits_for_no_model_and_knows_who_still_does(engine: Engine, new: Words) -> None:
+    before = left_behind().count("reembedding")  # of other tests
+    new.gate.clear()
+    reembed(engine)
+    until(lambda: state(engine) == "embedding")
+    engine.close()
+    assert left_behind().count("reembedding") > before
+    new.gate.set()
+    until(lambda: left_behind().count("reembedding") <= before)
+
+
+def test_a_turn_that_two_changes_overtake_has_the_vectors_of_the_last(
+    tmp_path: Path, old: Words, new: Words, shelf: Shelf
+) -> None:
+    last = Words("last", 24)
+    shelf.put("last", last)
+    extracts, goes_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def extract(self, turn: Turn, deadline: Deadline) -> list[Fact]:
+            extracts.set()
+            goes_on.wait(90)
+            return [Fact("Anna has a dog", vector=old.embed_queries(["Anna has a dog"])[0])]
+
+    engine = open_engine(tmp_path, old, embedders=shelf, pace=QUICK, extractor=Slow())
+    with closing(engine), ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(lambda: asyncio.run(keep(engine, "I have a dog")))
+        assert extracts.wait(90)
+        engine.reembedding.begin(Target("new"))
+        finished(engine)
+        new.halt.set()  # it is asked again, for it was begun with the old one, and that waits
+        goes_on.set()
+        until(lambda: not new.gate.is_set())
+        engine.reembedding.begin(Target("last"))
+        finished(engine)
+        new.gate.set()
+        assert [result.event for result in adding.result()] == ["ADD"]
+    assert_is_embedded_by(tmp_path, last, ["Anna has a dog"])
 
 
 class Everything:

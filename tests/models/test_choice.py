@@ -181,6 +181,42 @@ def test_a_chat_model_that_did_not_work_is_tried_again_at_the_next_start(
     assert choose(first, installed=False) == first
 
 
+def test_a_small_context_is_looked_at_again_at_the_next_start() -> None:
+    with ScriptedRouter(flavour="ollama", context_tokens=4096) as router:
+        first = choose(router=router.url)
+        assert first.chat is not None
+        assert first.chat.fits is False
+        router.context_tokens = 32_768
+        second = choose(first, embedded(first))
+        assert second.chat is not None
+        assert second.chat.fits
+        assert second.probe is not None
+        assert not any(one.level == "problem" for one in second.probe.findings)
+        assert any(one.subject == "embedding" for one in second.probe.findings), "told before"
+        with pytest.raises(MissingExtraError):
+            choose(first, installed=False)
+    assert choose(first, embedded(first)) == first, "it is away now, and nothing is worse"
+
+
+def test_a_chat_model_with_a_problem_is_exchanged_for_no_other_by_itself() -> None:
+    with ScriptedRouter(flavour="ollama", context_tokens=4096) as router:
+        first = choose(router=router.url)
+        router.chat_models = ("other-instruct",)
+        assert choose(first).llm_model == "scripted-instruct"
+
+
+def test_who_wants_no_chat_model_any_more_is_told_no_more_of_it(router: ScriptedRouter) -> None:
+    router.rule("wrong_schema")
+    first = choose(router=router.url)
+    assert first.probe is not None
+    assert any(one.subject == "chat" and one.level == "note" for one in first.probe.findings)
+    second = choose(first, llm_model="none")
+    assert second.llm_model is None
+    assert second.probe is not None
+    assert not any(one.subject == "chat" for one in second.probe.findings)
+    assert choose(second) == second, "nor given it at the next start"
+
+
 def test_who_wants_no_chat_model_is_not_given_one_later(router: ScriptedRouter) -> None:
     first = choose(router=router.url, llm_model="none")
     chats = router.count("chat")
@@ -213,10 +249,12 @@ def test_an_embedder_that_was_named_and_does_not_work_is_an_error(router: Script
 def test_an_embedder_that_cannot_find_what_it_stored_is_not_taken_by_itself(
     router: ScriptedRouter,
 ) -> None:
-    router.rule("token_vectors")
-    found = choose(router=router.url)
-    assert found.embedder_model == BUILTIN
-    assert found.llm_model == "scripted-instruct"
+    for name in ("token_vectors", "constant_vectors"):
+        router.behave()
+        router.rule(name)
+        found = choose(router=router.url)
+        assert found.embedder_model == BUILTIN
+        assert found.llm_model == "scripted-instruct"
 
 
 def test_memories_keep_their_embedder_whatever_the_router_offers(router: ScriptedRouter) -> None:

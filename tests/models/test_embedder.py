@@ -139,6 +139,9 @@ def test_a_router_that_is_gone_is_an_embedder_that_is_unavailable() -> None:
         with pytest.raises(EmbedderUnavailableError) as caught:
             found.embed(["text"])
         assert caught.value.retry_after is not None
+        # The memories hold the router: it cannot be forgotten as it is.
+        assert "--router none" not in caught.value.hint
+        assert "pikuri-memory reembed --embedder-model builtin" in caught.value.hint
         endpoint.start()
         assert found.embed(["text"]).shape == (1, 64)
 

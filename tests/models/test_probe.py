@@ -240,10 +240,12 @@ def test_an_unsteady_model_is_a_problem() -> None:
     assert "--embedder-model" in hints(found, "embedding")
 
 
-def test_a_model_that_tells_nothing_apart_is_noted() -> None:
+def test_a_model_that_tells_nothing_apart_is_a_problem() -> None:
     with ScriptedRouter() as endpoint:
         found = probed(endpoint, "constant_vectors")
-    assert any("like from unlike" in finding.text for finding in found.findings)
+    assert [finding.subject for finding in found.problems] == ["embedding"]
+    assert "the same vector for every text" in found.problems[0].text
+    assert "reembed --embedder-model" in hints(found, "embedding")
 
 
 @pytest.mark.parametrize("name", ["nan", "zero_vectors", "token_vectors", "changing_dimension"])
@@ -398,7 +400,7 @@ def test_a_model_that_only_thinks_is_a_problem_whose_hint_solves_it(name: str) -
         assert [finding.subject for finding in found.problems] == ["chat"]
         assert "thinks" in found.problems[0].text
         hint = found.problems[0].hint
-        assert "pikuri-memory up --llm-model plain-7b-instruct" in hint
+        assert f"pikuri-memory down && pikuri-memory up --router {endpoint.url} --llm-model" in hint
         endpoint.behave()
         assert probed(endpoint, llm_model=hint.split()[-1]).problems == ()
     with ScriptedRouter() as endpoint:
@@ -450,7 +452,7 @@ def test_a_model_made_for_less_is_not_given_more() -> None:
         found = probed(endpoint)
     assert chat_of(found).model == "old-7b"
     assert "4096" in found.problems[0].text
-    assert "pikuri-memory up --llm-model roomy-8b" in found.problems[0].hint
+    assert found.problems[0].hint.endswith(" --llm-model roomy-8b")
 
 
 def test_the_routers_own_tokenizer_counts_where_there_is_one() -> None:

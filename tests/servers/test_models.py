@@ -16,6 +16,7 @@ import pytest
 
 from pikuri_memory import EmbeddedServer, Mem0Client, discovery
 from pikuri_memory.errors import (
+    ContextTooSmallError,
     EmbedderMismatchError,
     EmbedderUnavailableError,
     EmbeddingError,
@@ -261,6 +262,29 @@ def test_the_key_of_the_router_is_read_from_its_file_each_time(data: Path, tmp_p
                 client.add("My cat is young.", user_id="ada")
         assert b"first" not in DataPaths.at(data).models.read_bytes()
         assert b"second" not in DataPaths.at(data).models.read_bytes()
+
+
+def test_what_is_told_of_a_context_is_taken_back_when_a_turn_goes_otherwise(data: Path) -> None:
+    def problems(place: Path) -> list[str]:
+        return [one["text"] for one in told(place)["findings"] if one["level"] == "problem"]
+
+    # Ollama's list of models tells no context: only a look at the model does.
+    with (
+        ScriptedRouter(flavour="ollama") as router,
+        serving(data, router) as client,
+    ):
+        assert problems(data) == []
+        router.context_tokens = 4096
+        with pytest.raises(ContextTooSmallError):
+            client.add(TURN, user_id="ada")
+        until(lambda: problems(data))
+    router = ScriptedRouter(flavour="ollama", context_tokens=4096)
+    with router, serving(data / "other", router) as client:
+        assert "4096" in problems(data / "other")[0]
+        router.context_tokens = 32_768
+        client.add(TURN, user_id="ada")
+        until(lambda: not problems(data / "other"))
+        assert texts(client) == sorted(FACTS)
 
 
 def test_none_forgets_the_router(data: Path, router: ScriptedRouter) -> None:

@@ -207,7 +207,9 @@ def _extraction(extraction: Mapping[str, Any] | None) -> str:
     text = f"by {extraction['model']}, {extraction['state']}: {counts}"
     last = extraction["last_error"]
     if last is not None:
-        text += f"\nlast error, at {last['at']}: {last['detail']}\nhint: {last['hint']}"
+        text += f"\nlast error, at {last['at']}: {last['detail']}"
+        if extraction["state"] == "failing":
+            text += f"\nhint: {last['hint']}"
     return text
 
 

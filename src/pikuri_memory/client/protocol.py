@@ -537,11 +537,12 @@ class Session:
         )
 
     def _learn(self, outcome: Reply | Failure | None) -> None:
-        """Take in how long an addition may take, from the reply to ``GET /health``."""
+        """Take in whose server it is and how long an addition may take, from ``GET /health``."""
         if not isinstance(outcome, Reply):
             return
+        self._ours = VERSION_HEADER in outcome.headers
         self._add_seconds = UNKNOWN_ADD_SECONDS
-        if outcome.status == 200 and VERSION_HEADER in outcome.headers:
+        if outcome.status == 200 and self._ours:
             told = _json(outcome)
             seconds = told.get("add_seconds") if isinstance(told, dict) else None
             self._add_seconds = ADD_SECONDS

@@ -14,8 +14,9 @@ import sys
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -26,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pikuri_memory import process
-from pikuri_memory.embedded import exact, ranking, rebuild
+from pikuri_memory.embedded import rebuild
 from pikuri_memory.embedded.generations import Expected, Generations
-from pikuri_memory.embedded.index import Candidate, Index, Point, Tokenizer
+from pikuri_memory.embedded.index import Index, Point, Tokenizer
 from pikuri_memory.embedded.model import (
     AddResult,
     Embedder,
@@ -36,7 +37,6 @@ from pikuri_memory.embedded.model import (
     Extractor,
     Fact,
     HistoryEntry,
-    Hit,
     Hits,
     IdempotencyKey,
     Message,
@@ -63,6 +63,7 @@ from pikuri_memory.embedded.reembedding import (
     Successor,
     Target,
 )
+from pikuri_memory.embedded.searching import Question, Searching, SpaceChangedError
 from pikuri_memory.embedded.successors import LOOKED_AT, Recogniser
 from pikuri_memory.embedded.turns import Limits, Turns
 from pikuri_memory.embedded.vectors import Vectors, by_words
@@ -88,9 +89,6 @@ FLUSH_CHANGES: Final = 1000
 """Changes after which the index is flushed: 25 ms at 100,000 memories."""
 
 FLUSH_SECONDS: Final = 30.0
-FEW_ROWS: Final = 1000
-"""Up to so many rows a filter's result goes to the index as ids; more are scored exactly."""
-
 QUICK_REBUILD: Final = 20_000
 """Up to so many memories an index is made anew within a second, so also while stopping."""
 
@@ -107,23 +105,6 @@ ADD_MARGIN: Final = 30.0
 INDEX_ROOM: Final = 16 * 2**20
 """Bytes of free disk below which the index is left alone: it writes into mapped files, and where
 the disk is full, that kills the process. Searches are scored exactly until there is room again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a question's text is turned into, kept for when it is asked again.
-
-    Without a vector (there is none to be had now) it is answered by words alone, and not kept.
-    """
-
-    vector: NDArray[np.float32] | None
-    values: list[float]
-    terms: list[int]
-    space: str
-
-
-class SpaceChangedError(Exception):
-    """What is searched holds another embedder's vectors than the question has: ask it anew."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +181,9 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._questions: OrderedDict[str, Question] = OrderedDict()
         self._recogniser = Recogniser()
+        self._searching = Searching(
+            self._records, self._tokenizer, lambda: self._index, self._index_failed
+        )
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="engine")
         self._stopping = threading.Event()
         self._rebuild_wanted = threading.Event()
@@ -358,6 +342,10 @@ class Engine:
                 ]
             )
 
+    def _index_failed(self, index: Index, error: Exception) -> None:
+        if index is self._index:  # else it was closed because another one took its place
+            self._drop_index(error)
+
     def _drop_index(self, error: Exception) -> None:
         self._do_without(f"the index failed: {type(error).__name__}")
 
@@ -406,31 +394,37 @@ class Engine:
                 self._stopping.wait(self._pace.retry_seconds)
                 self._rebuild_wanted.set()
 
-    def _rebuild(self) -> None:
-        """Make a new index in a child process while the old one answers, then switch."""
+    @contextmanager
+    def _place_for_index(self) -> Iterator[Path]:
+        """A directory for a new index, which is gone again unless it was put in place.
+
+        Raises:
+            DiskFullError: There is too little room for one.
+        """
         with self._rebuild_lock:
             if not self._has_room():
                 raise DiskFullError(
                     f"less than {INDEX_ROOM // 2**20} MiB are free on the disk of"
-                    f" {self._paths.root}, too little to make the index anew",
+                    f" {self._paths.root}, too little to make an index",
                     hint=f"free some space: df -h {self._paths.root}",
                 )
             # The change log must be whole from before the child reads until the switch.
             self._rebuilding = True
             self._observer.enter("rebuild")
             directory = self._generations.next_directory()
-            output = directory.with_suffix(".log")
             try:
-                seq = self._build(directory, output)
-                self._writer.run(partial(self._switch, directory, seq)).result()
-            except BaseException:
+                yield directory
+            finally:
                 if not self._generations.is_current(directory):
                     shutil.rmtree(directory, ignore_errors=True)
-                raise
-            finally:
-                output.unlink(missing_ok=True)
                 self._rebuilding = False
                 self._observer.enter("idle")
+
+    def _rebuild(self) -> None:
+        """Make a new index in a child process while the old one answers, then switch."""
+        with self._place_for_index() as directory:
+            seq = self._build(directory, self._embedder.dimensions, "vectors")
+            self._writer.run(partial(self._switch, directory, seq)).result()
 
     def _rebuild_surely(self) -> None:
         """As :meth:`_rebuild`; a reset meanwhile makes one fail that it overtakes."""
@@ -444,14 +438,17 @@ class Engine:
                 if attempt == 2:
                     raise
 
-    def _build(
-        self,
-        directory: Path,
-        output: Path,
-        dimensions: int | None = None,
-        vectors: VectorTable = "vectors",
-    ) -> int:
+    def _build(self, directory: Path, dimensions: int, vectors: VectorTable) -> int:
         """Run the child; returns the sequence number up to which its index is complete."""
+        output = directory.with_suffix(".log")
+        try:
+            return self._build_telling(output, directory, dimensions, vectors)
+        finally:
+            output.unlink(missing_ok=True)
+
+    def _build_telling(
+        self, output: Path, directory: Path, dimensions: int, vectors: VectorTable
+    ) -> int:
         child = process.spawn_child(
             [
                 sys.executable,
@@ -460,7 +457,7 @@ class Engine:
                 str(self._paths.record),
                 str(directory),
                 self._language,
-                str(dimensions or self._embedder.dimensions),
+                str(dimensions),
                 vectors,
                 str(os.getpid()),
             ],
@@ -503,30 +500,12 @@ class Engine:
         """In the thread of the re-embedding, which has a vector for every memory: make an index of
         them in a child process while the old one answers, then switch record, index and embedder.
         """
-        with self._rebuild_lock:
-            if not self._has_room():
-                raise DiskFullError(
-                    f"less than {INDEX_ROOM // 2**20} MiB are free on the disk of"
-                    f" {self._paths.root}, too little to make an index",
-                    hint=f"free some space: df -h {self._paths.root}",
-                )
-            self._rebuilding = True
+        with self._place_for_index() as directory:
             successor.is_being_built()
-            self._observer.enter("rebuild")
-            directory = self._generations.next_directory()
-            output = directory.with_suffix(".log")
-            try:
-                dimensions = successor.embedder.dimensions
-                seq = self._build(directory, output, dimensions, "next_vectors")
-                switch = partial(self._switch_embedder, directory, seq, successor)
-                while not self._writer.run(switch).result():
-                    successor.catch_up()
-            finally:
-                if not self._generations.is_current(directory):
-                    shutil.rmtree(directory, ignore_errors=True)
-                output.unlink(missing_ok=True)
-                self._rebuilding = False
-                self._observer.enter("idle")
+            seq = self._build(directory, successor.embedder.dimensions, "next_vectors")
+            switch = partial(self._switch_embedder, directory, seq, successor)
+            while not self._writer.run(switch).result():
+                successor.catch_up()
 
     def _switch_embedder(self, directory: Path, seq: int, successor: Successor) -> bool:
         """In the writer's thread; False where some memory lacks its next vector."""
@@ -618,10 +597,13 @@ class Engine:
         if self._about().get("embedder_router") is not None:
             self._vectors.abandon()
 
-    def distrust_embedder(self, error: EmbeddingError) -> None:
-        """Search by words and store nothing new, because the embedder makes other vectors now."""
-        self._vectors.distrust(error)
-        self._questions.clear()
+    def distrust_embedder(self, fingerprint: str, error: EmbeddingError) -> bool:
+        """Search by words and store nothing new, because the embedder of that fingerprint makes
+        other vectors now. Whether it is in use still; else nothing changes."""
+        distrusted = self._vectors.distrust(fingerprint, error)
+        if distrusted:
+            self._questions.clear()
+        return distrusted
 
     def close(self) -> None:
         """Finish what was accepted, purge where something was erased, flush; idempotent.
@@ -901,7 +883,7 @@ class Engine:
         query = SearchQuery("", scope, top_k=count)
         question = Question(vector, vector.tolist(), [], space)
         try:
-            return [hit.memory for hit in self._find(query, question)]
+            return [hit.memory for hit in self._searching.find(query, question)]
         except SpaceChangedError:
             # The vector is of no use any more; nothing to compare with costs a repetition at most.
             return []
@@ -953,12 +935,13 @@ class Engine:
                 change.spend(key, results)
             return results
 
-        try:
-            results = await asyncio.wrap_future(self._writer.submit(work))
-        except NoVectorError:  # deleted, expired or embedded by another one since we looked
-            space = self._space
-            vectors = await self._vectors_of(items, range(len(items)))
-            results = await asyncio.wrap_future(self._writer.submit(work))
+        while True:
+            try:
+                results = await asyncio.wrap_future(self._writer.submit(work))
+                break
+            except NoVectorError:  # deleted, expired or embedded by another one since we looked
+                space = self._space
+                vectors = await self._vectors_of(items, range(len(items)))
         self._read_back([result.id for result in results])
         return results
 
@@ -974,7 +957,7 @@ class Engine:
             item, vector = items[i], np.frombuffer(data, "<f4")
             question = Question(vector, vector.tolist(), [], space)
             try:
-                candidates = self._candidates(
+                candidates = self._searching.candidates(
                     SearchQuery("", item.scope, top_k=LOOKED_AT), question, []
                 )
             except SpaceChangedError:
@@ -1170,9 +1153,9 @@ class Engine:
                 return await self._find_by_words(query, error)
             try:
                 if query.condition is None and self._index is not None:
-                    return self._find(query, question)
+                    return self._searching.find(query, question)
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, self._find, query, question
+                    self._threads, self._searching.find, query, question
                 )
             except SpaceChangedError:
                 await asyncio.sleep(SWITCH_SECONDS)
@@ -1181,7 +1164,7 @@ class Engine:
     async def _find_by_words(self, query: SearchQuery, error: EmbeddingError) -> Hits:
         question = Question(None, [], self._tokenizer.ids(query.text), "")
         hits = await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._find, query, question
+            self._threads, self._searching.find, query, question
         )
         hits.degraded = by_words(error)
         return hits
@@ -1198,173 +1181,6 @@ class Engine:
         if len(self._questions) > CACHED_QUESTIONS:
             self._questions.popitem(last=False)
         return question
-
-    def _find(self, query: SearchQuery, question: Question) -> Hits:
-        terms = question.terms
-        frequencies = self._records.document_frequencies(terms) if terms else {}
-        weights = ranking.query_weights(terms, frequencies, self._records.count)
-        candidates = self._candidates(query, question, weights)
-        level = ranking.background(candidates)
-        share = 1.0 if question.vector is None else ranking.word_share(level)
-        best = ranking.shortlist(candidates, query.top_k, share)
-        memories = self._records.by_rows([candidate.row for _, candidate in best])
-        hits: list[tuple[float, int, Candidate, StoredMemory]] = []
-        user, agent, run = query.scope.user_id, query.scope.agent_id, query.scope.run_id
-        for score, candidate in best:
-            memory = memories.get(candidate.row)
-            # Gone since, or (were the index wrong) another's: not shown.
-            if memory is None or score < query.threshold:
-                continue
-            scope = memory.scope
-            if user is not None and scope.user_id != user:
-                continue
-            if agent is not None and scope.agent_id != agent:
-                continue
-            if run is not None and scope.run_id != run:
-                continue
-            hits.append((score, memory.created_at, candidate, memory))
-        hits.sort(key=lambda hit: (-hit[0], -hit[1]))
-        newer_of = self._records.links.newer_of
-        if newer_of and not newer_of.keys().isdisjoint(memories):
-            hits = self._with_successors(query, question, weights, hits[: query.top_k], candidates)
-        return Hits(
-            Hit(
-                memory,
-                score,
-                self._explain(query, candidate, level, share, memory, terms, weights)
-                if query.explain
-                else None,
-            )
-            for score, _, candidate, memory in hits[: query.top_k]
-        )
-
-    def _with_successors(
-        self,
-        query: SearchQuery,
-        question: Question,
-        weights: Sequence[float],
-        hits: Sequence[tuple[float, int, Candidate, StoredMemory]],
-        candidates: Sequence[Candidate],
-    ) -> list[tuple[float, int, Candidate, StoredMemory]]:
-        """Hits with what supersedes them before them, pulled in where it was not found."""
-        scores = {candidate.row: score for score, _, candidate, _ in hits}
-        raised = ranking.raise_successors(scores, self._records.links.newer_of)
-        more = self._records.passing(
-            [row for row in raised if row not in scores], query.condition, query.show_expired
-        )
-        known = {candidate.row: candidate for candidate in candidates}
-        lacking = [row for row in more if row not in known]
-        if lacking and query.explain:
-            known |= {
-                c.row: c for c in self._score_exactly(lacking, question, weights, len(lacking))
-            }
-        found = [
-            (raised[candidate.row], created_at, candidate, memory)
-            for _, created_at, candidate, memory in hits
-        ]
-        # They are of exactly the scope of what was found.
-        for row, memory in self._records.by_rows(more).items():
-            candidate = known.get(row, Candidate(row, 0.0, 0.0))
-            found.append((raised[row], memory.created_at, candidate, memory))
-        found.sort(key=lambda hit: (-hit[0], -hit[1], -hit[2].row))
-        return found
-
-    def _candidates(
-        self,
-        query: SearchQuery,
-        question: Question,
-        weights: Sequence[float],
-    ) -> list[Candidate]:
-        limit = max(ranking.CANDIDATES, 2 * query.top_k)
-        index = self._index
-        by_vector = question.vector is not None
-        if by_vector and index is not None and index.space != question.space:
-            raise SpaceChangedError
-        rows: list[int] | None = None
-        never: list[int] = []
-        if query.condition is not None or index is None:
-            rows = self._records.matching_rows(query.scope, query.condition, query.show_expired)
-            if not rows:
-                return []
-        elif not query.show_expired and self._records.has_expiring():
-            never = self._records.expired_rows(query.scope)
-        if index is not None and (rows is None or len(rows) <= FEW_ROWS):
-            try:
-                return index.search(
-                    question.values if by_vector else None,
-                    question.terms,
-                    weights,
-                    query.scope,
-                    limit=limit,
-                    only=rows,
-                    never=never,
-                )
-            except Exception as error:
-                if index is self._index:
-                    self._drop_index(error)
-                rows = self._records.matching_rows(query.scope, query.condition, query.show_expired)
-        assert rows is not None
-        return self._score_exactly(rows, question, weights, limit)
-
-    def _score_exactly(
-        self, rows: Sequence[int], question: Question, weights: Sequence[float], limit: int
-    ) -> list[Candidate]:
-        """The candidates among some rows, without the index."""
-        by_vector = question.vector is not None
-        try:
-            found = exact.candidates(
-                rows,
-                self._records.index_rows,
-                question.vector,
-                question.terms,
-                weights,
-                self._tokenizer.document,
-                limit=limit,
-            )
-        except ValueError:  # the dimensions differ
-            if self._records.meta("embedder") == question.space:
-                raise
-            raise SpaceChangedError from None
-        # Asked after the vectors were read: they were this embedder's then.
-        if by_vector and self._records.meta("embedder") != question.space:
-            raise SpaceChangedError
-        return found
-
-    def _explain(
-        self,
-        query: SearchQuery,
-        candidate: Candidate,
-        level: float,
-        share: float,
-        memory: StoredMemory,
-        terms: Sequence[int],
-        weights: Sequence[float],
-    ) -> dict[str, Any]:
-        """The parts of a score. Terms are shown as the words of the question they come from.
-
-        The score is the sum of cosine (0 where it is below) and coverage, each times its weight.
-        """
-        document = self._tokenizer.document(memory.text)
-        held = dict(zip(document.ids, document.weights, strict=True))
-        words: dict[int, str] = {}
-        for word in query.text.split():
-            for term in self._tokenizer.ids(word):
-                words.setdefault(term, word)
-        return {
-            "cosine": round(candidate.cosine, 6),
-            "coverage": round(min(candidate.coverage, 1.0), 6),
-            "background": round(level, 6),
-            "weights": {"cosine": round(1.0 - share, 6), "coverage": round(share, 6)},
-            "unrounded_score": round(ranking.score(candidate.cosine, candidate.coverage, share), 6),
-            "terms": [
-                {
-                    "term": words.get(term, f"#{term}"),
-                    "weight": round(weight, 6),
-                    "part": round(weight * held.get(term, 0.0), 6),
-                }
-                for term, weight in zip(terms, weights, strict=True)
-            ],
-        }
 
     # -- embedding ---------------------------------------------------------------------------------
 

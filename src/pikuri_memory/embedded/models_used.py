@@ -21,7 +21,9 @@ from pikuri_memory.embedded.model import Embedder, Extractor, Fact, Turn
 from pikuri_memory.embedded.reembedding import EMBEDDER_SOURCE, Made, Source, Target
 from pikuri_memory.embedded.vectors import Vectors
 from pikuri_memory.errors import (
+    ContextTooSmallError,
     EmbeddingError,
+    ModelError,
     ModelNotOfferedError,
     PikuriMemoryError,
     SettingError,
@@ -49,13 +51,14 @@ STALE: Final = timedelta(days=1)
 
 _FIRST_PAUSE: Final = 5.0
 _LONGEST_PAUSE: Final = 60.0
+_LONGEST_DOUBT: Final = 3600.0
 _JOIN_SECONDS: Final = 3.0
 
 
 class Watched(Protocol):
     """What is told when the embedder turns out to be another one."""
 
-    def distrust_embedder(self, error: EmbeddingError) -> None: ...
+    def distrust_embedder(self, fingerprint: str, error: EmbeddingError) -> bool: ...
 
 
 class CurrentExtractor:
@@ -63,14 +66,22 @@ class CurrentExtractor:
 
     Args:
         inner: The first one.
+        seen: Called after each turn with the error of the model, or None.
     """
 
-    def __init__(self, inner: Extractor) -> None:
+    def __init__(self, inner: Extractor, seen: Callable[[ModelError | None], None]) -> None:
         self.inner = inner
+        self._seen = seen
 
     def extract(self, turn: Turn, deadline: Deadline) -> list[Fact]:
         """As the one in use."""
-        return self.inner.extract(turn, deadline)
+        try:
+            facts = self.inner.extract(turn, deadline)
+        except ModelError as error:
+            self._seen(error)
+            raise
+        self._seen(None)
+        return facts
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ class ModelsUsed:
         self._lock = threading.Lock()
         self._routers: dict[str, Router] = {}
         self._stop = threading.Event()
+        self._doubt = threading.Event()
         self._thread: threading.Thread | None = None
         self._troubles: dict[str, Finding] = {}
         before = choices.read(paths.models)
@@ -242,7 +254,17 @@ class ModelsUsed:
         from pikuri_memory.embedded.extraction import MemoryExtractor
 
         router = self._router_of(choice.router)
-        return CurrentExtractor(MemoryExtractor(router, choice.chat, self.vectors))
+        return CurrentExtractor(MemoryExtractor(router, choice.chat, self.vectors), self._seen)
+
+    def _seen(self, error: ModelError | None) -> None:
+        """Have the chat model looked at again where a turn went otherwise than what is told of it:
+        its context may have changed."""
+        probe = self._choice.probe
+        told = probe is not None and any(
+            one.subject == "chat" and one.level == "problem" for one in probe.findings
+        )
+        if told if error is None else not told and isinstance(error, ContextTooSmallError):
+            self._doubt.set()
 
     # -- another embedder --------------------------------------------------------------------------
 
@@ -269,10 +291,17 @@ class ModelsUsed:
         router = self._router_of(url)
         found = self._probe(router, embedder=target.model)
         if found.embedding is None:
+            for one in found.findings:
+                if one.subject == "embedding" and one.level == "problem":
+                    raise ModelNotOfferedError(one.text, hint=one.hint)
             raise ModelNotOfferedError(
                 f"the router at {url} offers no embedding model",
                 hint=f"see what it has: pikuri-memory models --router {url}",
             )
+        if target.model is None:
+            for one in found.findings:
+                if one.subject == "embedding" and one.level == "problem":
+                    raise EmbeddingError(one.text, hint=one.hint)
         ability = self._recognised(found.embedding)
         embedder = self._embedder_of(router, ability)
         return Made(embedder, Target(ability.model, url), _details(ability))
@@ -322,6 +351,7 @@ class ModelsUsed:
     def hang_up(self) -> None:
         """Cut the connections to routers: what waits for an answer fails now."""
         self._stop.set()
+        self._doubt.set()
         with self._lock:
             routers = list(self._routers.values())
         for router in routers:
@@ -348,13 +378,27 @@ class ModelsUsed:
         while not self._stop.is_set():
             try:
                 self._look_again(engine)
-                return
+                break
             except Exception as error:
                 if self._stop.is_set():
                     return
                 self._trouble("router", error)
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+        self._look_when_in_doubt()
+
+    def _look_when_in_doubt(self) -> None:
+        """Until the stop. A doubt that does not go away costs the model a few questions an hour."""
+        pause = _LONGEST_PAUSE
+        while self._doubt.wait() and not self._stop.is_set():
+            self._doubt.clear()
+            try:
+                self._look_at_router(doubted=True)
+            except Exception as error:
+                if not self._stop.is_set():
+                    log.warning("the router could not be looked at (%s)", type(error).__name__)
+            self._stop.wait(pause)
+            pause = min(2 * pause, _LONGEST_DOUBT)
 
     def _trouble(self, subject: Subject, error: Exception) -> None:
         from pikuri_memory.models.findings import Finding
@@ -385,24 +429,24 @@ class ModelsUsed:
         ).embedding
         if found is None or same_vectors(choice.embedding, found):
             return
-        if self._choice.embedding is not choice.embedding:  # exchanged meanwhile
-            return
         error = EmbeddingError(
             f"the router's {found.model} makes other vectors ({found.dimensions} dimensions) than"
             f" those that the memories have ({choice.embedding.dimensions} dimensions)",
             hint=f"pikuri-memory reembed --embedder-model {found.model}",
         )
-        engine.distrust_embedder(error)
-        self._trouble("embedding", error)
+        # It may have been exchanged meanwhile.
+        if engine.distrust_embedder(choice.embedding.fingerprint, error):
+            self._trouble("embedding", error)
 
-    def _look_at_router(self) -> None:
+    def _look_at_router(self, *, doubted: bool = False) -> None:
         choice = self._choice
         if choice.router is None:
             return
         router = self._router_of(choice.router)
         before = choice.probe
         offered = router.models(Deadline(self._settings.router_timeout))
-        if before is not None and _is_same(before.offered, offered) and not self._is_stale(before):
+        same = before is not None and _is_same(before.offered, offered)
+        if same and not doubted and before is not None and not self._is_stale(before):
             return
         if choice.llm_model is None:
             self._suggest(before, offered)

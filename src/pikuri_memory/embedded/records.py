@@ -589,18 +589,7 @@ class Records:
         self, scope: Scope, condition: Condition | None, show_expired: bool
     ) -> list[int]:
         """Rows of the scope that satisfy a condition."""
-        where, parameters = _where(scope)
-        if not show_expired:
-            where += " AND (m.expires IS NULL OR m.expires >= ?)"
-            parameters.append(today(self.clock()))
-        if condition is not None:
-            sql, more = condition.sql()
-            where += f" AND ({sql})"
-            parameters += more
-        return [
-            row[0]
-            for row in self._rows(f"SELECT m.rowid FROM memories m WHERE {where}", parameters)
-        ]
+        return self._rows_where(*_where(scope), condition, show_expired)
 
     def passing(
         self, rows: Sequence[int], condition: Condition | None, show_expired: bool
@@ -609,7 +598,11 @@ class Records:
         if not rows or (condition is None and show_expired):
             return list(rows)
         where = f"m.rowid IN ({','.join('?' * len(rows))})"
-        parameters: list[Any] = [*rows]
+        return self._rows_where(where, [*rows], condition, show_expired)
+
+    def _rows_where(
+        self, where: str, parameters: list[Any], condition: Condition | None, show_expired: bool
+    ) -> list[int]:
         if not show_expired:
             where += " AND (m.expires IS NULL OR m.expires >= ?)"
             parameters.append(today(self.clock()))

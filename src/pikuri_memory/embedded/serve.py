@@ -44,7 +44,10 @@ KIND = "embedded"
 HOST = "127.0.0.1"
 LOG_FILES = 3
 BACKLOG = 1024
-_MAY_BE_LEFT = ("extraction-", "texts-", "questions-", "looks-", "embedder-watch", "warm-up")
+_MAY_BE_LEFT = (
+    *("extraction-", "texts-", "questions-", "looks-", "embedder-watch", "warm-up"),
+    "reembed",  # the job, those who ask for one, and the last memories of one
+)
 
 
 class LocationsOnly(logging.Formatter):

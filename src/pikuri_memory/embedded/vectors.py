@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -65,10 +66,13 @@ class Trouble:
     lasting: bool = False
 
     def told(self) -> EmbeddingError:
-        """The error once more, as a new value: one exception must not be raised in two places."""
-        return type(self.error)(
-            self.error.message, hint=self.error.hint, retry_after=self.error.retry_after
-        )
+        """The error, to be raised once more."""
+        return _again(self.error)
+
+
+def _again(error: EmbeddingError) -> EmbeddingError:
+    """An error as a new value: one exception must not be raised in two places."""
+    return type(error)(error.message, hint=error.hint, retry_after=error.retry_after)
 
 
 class Vectors:
@@ -87,6 +91,8 @@ class Vectors:
         self._looks = Workers(2, "looks")
         self._pools = (self._texts, self._questions, self._looks)
         self._trouble: Trouble | None = None
+        self._refused: tuple[float, EmbeddingError] | None = None
+        """When texts were refused last (monotonic), and why: for those that waited behind them."""
         self._watch: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -102,7 +108,7 @@ class Vectors:
         """Exchange it, and with it whatever trouble there was."""
         with self._lock:
             self._embedder = embedder
-            self._trouble = None
+            self._trouble = self._refused = None
 
     @property
     def identity(self) -> EmbedderIdentity:
@@ -137,6 +143,9 @@ class Vectors:
     async def of_texts(self, texts: Sequence[str]) -> Vector:
         """Vectors of texts to be stored, shape (len(texts), dimensions).
 
+        Those that wait for a thread while others wait for the embedder in vain are told so with
+        them, so that a wait has an end, however many wait.
+
         Raises:
             EmbedderUnavailableError: They cannot be had now.
             EmbeddingError: What came back are no vectors of this embedder.
@@ -145,8 +154,17 @@ class Vectors:
         if embedder.immediate:
             return self._watched(embedder, embedder.embed, texts)
 
+        asked = time.monotonic()
+
         def embed(part: Sequence[str]) -> Vector:
-            return self._watched(embedder, embedder.embed, part)
+            refused = self._refused
+            if refused is not None and refused[0] > asked:
+                raise _again(refused[1])
+            try:
+                return self._watched(embedder, embedder.embed, part)
+            except EmbedderUnavailableError as error:
+                self._refused = time.monotonic(), error
+                raise
 
         parts = await asyncio.gather(
             *(
@@ -180,11 +198,15 @@ class Vectors:
 
     # -- trouble -----------------------------------------------------------------------------------
 
-    def distrust(self, error: EmbeddingError) -> None:
-        """Take no vectors of the one in use any more: they are no longer like those stored."""
+    def distrust(self, fingerprint: str, error: EmbeddingError) -> bool:
+        """Take no vectors of the embedder of that fingerprint any more: they are no longer like
+        those stored. Whether it is in use still."""
         with self._lock:
+            if fingerprint != self._embedder.identity.fingerprint:
+                return False
             self._trouble = Trouble(error, datetime.now(UTC), lasting=True)
         log.error("%s", error.message)
+        return True
 
     def status(self) -> dict[str, Any]:
         """``state``, which is ``ok`` or ``unavailable``, and then ``since`` and ``why``."""

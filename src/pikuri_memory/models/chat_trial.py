@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -98,7 +99,22 @@ _OLLAMA_SWITCHES: Final = (_EFFORT, _THINK, _TEMPLATE, _NO_THINK)
 thoughts of a template that has no switch; Ollama knows ``reasoning_effort`` on this route
 (ollama/ollama#14820)."""
 
-_OTHER_MODEL: Final = "pikuri-memory models lists others, then pikuri-memory up --llm-model NAME"
+
+def restart(router: str, flag: str, model: str = "NAME") -> str:
+    """What takes another model of a router, whether a server runs or not, at the first start too.
+
+    Args:
+        router: URL.
+        flag: ``--llm-model`` or ``--embedder-model``.
+        model: Which.
+    """
+    flags = shlex.join(["--router", router, flag, model])
+    return f"pikuri-memory down && pikuri-memory up {flags}"
+
+
+def _others(router: str) -> str:
+    listed = shlex.join(["pikuri-memory", "models", "--router", router])
+    return f"{listed} lists others, then {restart(router, '--llm-model')}"
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,7 @@ def try_chat(
         ContextTooSmallError: Not even the trial fits.
     """
     trial = _Trial(router, model, deadline)
+    url = router.endpoint.url
     mode, told = trial.mode()
     thinks, off, suffix = told.thinks, None, ""
     if thinks:
@@ -143,7 +160,7 @@ def try_chat(
         mode = "prompt"
     silent = not told.answer.text.strip()
     if silent and not thinks:
-        raise ModelAnswerError(f"{model} answers a question with nothing", hint=_OTHER_MODEL)
+        raise ModelAnswerError(f"{model} answers a question with nothing", hint=_others(url))
     ability = ChatAbility(
         model=model,
         output_mode=mode,
@@ -162,10 +179,10 @@ def try_chat(
     )
     others = [other for other in offered if other.id != model]
     findings = [
-        *([] if silent else _output(ability, answers)),
-        *_thinking(ability, silent, trial.server, rank(others).chat),
-        *_context(ability, trial.server, trial.trained, _roomier(others, need)),
-        *_canary(ability),
+        *([] if silent else _output(ability, answers, url)),
+        *_thinking(ability, silent, trial.server, url, rank(others).chat),
+        *_context(ability, trial.server, url, trial.trained, _roomier(others, need)),
+        *_canary(ability, url),
     ]
     return ability, findings
 
@@ -359,11 +376,13 @@ def _roomier(others: Sequence[OfferedModel], need: int) -> str | None:
     ).chat
 
 
-def _output(ability: ChatAbility, answers: bool) -> list[Finding]:
+def _output(ability: ChatAbility, answers: bool, router: str) -> list[Finding]:
     model = ability.model
     if not answers:
         return [
-            Finding("problem", "chat", f"{model} does not answer in JSON when asked", _OTHER_MODEL)
+            Finding(
+                "problem", "chat", f"{model} does not answer in JSON when asked", _others(router)
+            )
         ]
     match ability.output_mode:
         case "json_schema":
@@ -374,12 +393,16 @@ def _output(ability: ChatAbility, answers: bool) -> list[Finding]:
             return [Finding("ok", "chat", text)]
         case "prompt":
             text = f"{model} answers in JSON because the prompt asks for it; nothing enforces that"
-            hint = "a recent llama-server, Ollama, vLLM or LM Studio enforces it: pikuri-memory up"
-            hint += " --router URL"
+            hint = (
+                "a recent llama-server, Ollama, vLLM or LM Studio enforces it: pikuri-memory down"
+            )
+            hint += " && pikuri-memory up --router URL"
             return [Finding("note", "chat", text, hint)]
 
 
-def _thinking(ability: ChatAbility, silent: bool, server: str, other: str | None) -> list[Finding]:
+def _thinking(
+    ability: ChatAbility, silent: bool, server: str, router: str, other: str | None
+) -> list[Finding]:
     model = ability.model
     if not ability.thinks:
         return []
@@ -387,12 +410,12 @@ def _thinking(ability: ChatAbility, silent: bool, server: str, other: str | None
         how = json.dumps(ability.thinking_off) if ability.thinking_off else ability.prompt_suffix
         return [Finding("ok", "chat", f"{model} thinks; {how.strip()} switches it off")]
     if other is not None:
-        hint = f"take one that does not: pikuri-memory up --llm-model {other}"
+        hint = f"take one that does not: {restart(router, '--llm-model', other)}"
     elif server == "Ollama":
-        hint = "take one that does not: ollama pull llama3.1, then pikuri-memory up --llm-model"
-        hint += " llama3.1"
+        hint = "take one that does not: ollama pull llama3.1 && "
+        hint += restart(router, "--llm-model", "llama3.1")
     else:
-        hint = f"start it without: llama-server --reasoning-budget 0 ...; or {_OTHER_MODEL}"
+        hint = f"start it without: llama-server --reasoning-budget 0 ...; or {_others(router)}"
     if silent:
         text = f"{model} thinks, nothing switches it off, and it comes to no answer"
         return [Finding("problem", "chat", text, hint)]
@@ -420,7 +443,7 @@ def _larger(server: str, model: str, need: int) -> str:
 
 
 def _context(
-    ability: ChatAbility, server: str, trained: int | None, other: str | None
+    ability: ChatAbility, server: str, router: str, trained: int | None, other: str | None
 ) -> list[Finding]:
     model, need, context = ability.model, ability.prompt_tokens, ability.context_tokens
     room = f"the {context} tokens" if context is not None else "the context"
@@ -437,12 +460,12 @@ def _context(
     hint = _larger(server, model, need)
     if trained is not None and trained < need:
         text += f", and more than it was made for ({trained})"
-        where = f"pikuri-memory up --llm-model {other}" if other is not None else _OTHER_MODEL
+        where = restart(router, "--llm-model", other) if other is not None else _others(router)
         hint = f"take one with a larger context: {where}"
     return [Finding("problem", "chat", text, hint)]
 
 
-def _canary(ability: ChatAbility) -> list[Finding]:
+def _canary(ability: ChatAbility, router: str) -> list[Finding]:
     model = ability.model
     if ability.canary is None:
         return []
@@ -453,6 +476,6 @@ def _canary(ability: ChatAbility) -> list[Finding]:
             "note",
             "chat",
             f"{model} missed facts of a test turn: it may miss yours, too",
-            f"a larger model finds more: {_OTHER_MODEL}",
+            f"a larger model finds more: {_others(router)}",
         )
     ]

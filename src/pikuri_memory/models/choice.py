@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -32,7 +33,13 @@ from pikuri_memory.settings import Settings
 from pikuri_memory.waiting import Deadline
 
 if TYPE_CHECKING:
-    from pikuri_memory.models.findings import ChatAbility, EmbeddingAbility, Probe, Subject
+    from pikuri_memory.models.findings import (
+        ChatAbility,
+        EmbeddingAbility,
+        Finding,
+        Probe,
+        Subject,
+    )
     from pikuri_memory.models.router import Router
 
 log = logging.getLogger(__name__)
@@ -191,8 +198,8 @@ class Wanted:
         llm_decided: Whether ``llm_model`` is what it has to be, None included.
         embedder_model: ``builtin``, a name, or None where nothing is decided.
         embedder_router: As of :class:`Choice`.
-        again: Whether a chat model is wanted that did not work before: if it still does not, or
-            the router is away, things stay as they are.
+        again: Whether a chat model is wanted that did not work before, or with which something
+            was wrong: if it still is, or the router is away, things stay as they are.
     """
 
     router: str | None
@@ -229,17 +236,26 @@ def want(settings: Settings, remembered: Choice | None, stored: Stored) -> Wante
         key_file = None
     embedder, elsewhere = _wanted_embedder(settings, before, stored, router, known)
     llm, decided = _wanted_llm(settings, before, router, known)
-    again = router is not None and settings.llm_model is None and known and _lacks_chat(before)
+    again = router is not None and settings.llm_model is None and known and _is_amiss(before)
     return Wanted(router, key_file, known, llm, decided and not again, embedder, elsewhere, again)
 
 
-def _lacks_chat(before: Choice) -> bool:
-    """Whether a chat model was looked for, and none was there that works."""
-    return (
-        before.llm_model is None
-        and before.probe is not None
-        and any(one.subject == "chat" and one.level != "ok" for one in before.probe.findings)
-    )
+def _is_amiss(before: Choice) -> bool:
+    """Whether no chat model was there that works, or the one that is used has a problem."""
+    told = {one.level for one in _about_chat(before.probe)}
+    return "problem" in told or (before.llm_model is None and "note" in told)
+
+
+def _about_chat(probe: Probe | None) -> list[Finding]:
+    return [] if probe is None else [one for one in probe.findings if one.subject == "chat"]
+
+
+def _without_chat(probe: Probe | None) -> Probe | None:
+    """A probe that says nothing of chat models: none is wanted, so none is to be had later."""
+    if probe is None:
+        return None
+    kept = tuple(one for one in probe.findings if one.subject != "chat")
+    return replace(probe, chat=None, findings=kept)
 
 
 def _wanted_embedder(
@@ -300,7 +316,8 @@ def _is_called(model: str, name: str) -> bool:
 def _no_router(flag: str, model: str | None) -> SettingError:
     return SettingError(
         f"{flag} {model} names a model, and no router is known that could have it",
-        hint=f"say where it answers: --router http://127.0.0.1:8080 {flag} {model}",
+        hint="say where it answers: pikuri-memory up --router http://127.0.0.1:8080"
+        f" {flag} {model}",
     )
 
 
@@ -330,10 +347,12 @@ def choose(
         SettingError: As of :func:`want`.
     """
     wanted = want(settings, remembered, stored)
-    if wanted.may_extract and not wanted.again and not installed():
+    lacking = wanted.again and wanted.llm_model is None
+    if wanted.may_extract and not lacking and not installed():
+        without = shlex.join(["--router", wanted.router or "URL", "--llm-model", NONE])
         raise MissingExtraError(
-            "extraction needs a part of the package that is not installed",
-            hint=f"{INSTALL}; or do without: --llm-model none",
+            f"extraction needs the library {LIBRARY}ai, which is not installed",
+            hint=f"{INSTALL}; or do without: pikuri-memory up {without}",
         )
     choice = Choice(
         router=wanted.router,
@@ -344,6 +363,8 @@ def choose(
         embedding=_known_embedding(wanted, remembered, stored),
         probe=remembered.probe if remembered is not None and wanted.known else None,
     )
+    if settings.llm_model == NONE:
+        choice = replace(choice, probe=_without_chat(choice.probe))
     if wanted.again:
         with contextlib.suppress(ModelError):
             if installed():
@@ -393,7 +414,7 @@ def _ask_router(
     seconds = settings.router_timeout
     deadline = Deadline(min(seconds, AGAIN_SECONDS) if wanted.again else seconds)
     llm = choice.llm_model
-    if not wanted.llm_decided and llm is not None:  # it was another router's
+    if not (wanted.llm_decided or wanted.again) and llm is not None:  # it was another router's
         llm = llm if llm in {model.id for model in router.models(deadline)} else None
     found = probe(
         router,
@@ -408,9 +429,15 @@ def _ask_router(
         if found.chat is None and wanted.llm_decided:  # it was asked for by name
             message, hint = _problem(found, "chat", f"{llm} does not work")
             raise ModelAnswerError(message, hint=hint)
-        choice = replace(choice, llm_model=None if found.chat is None else found.chat.model)
+        if found.chat is None and wanted.again:
+            found = replace(found, chat=choice.chat)  # what was known of it is the best guess
+        else:
+            choice = replace(choice, llm_model=None if found.chat is None else found.chat.model)
     elif choice.probe is not None:
         found = replace(found, chat=choice.probe.chat)
+    if not want_embedding and choice.probe is not None:
+        kept = (one for one in choice.probe.findings if one.subject == "embedding")
+        found = replace(found, embedding=choice.probe.embedding, findings=(*found.findings, *kept))
     if want_embedding:
         unfit = wanted.embedder_model is None and any(
             one.subject == "embedding" and one.level == "problem" for one in found.findings

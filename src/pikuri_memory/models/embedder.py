@@ -20,6 +20,7 @@ from pikuri_memory.errors import (
 from pikuri_memory.models.findings import EmbeddingAbility
 from pikuri_memory.models.identity import EmbedderIdentity
 from pikuri_memory.models.router import BATCH, Router
+from pikuri_memory.models.trouble import WITHOUT
 from pikuri_memory.waiting import Deadline
 
 MAX_CHARACTERS: Final = 32_768
@@ -29,6 +30,7 @@ LEAST_CHARACTERS: Final = 64
 """A model that cannot read even that much is of no use."""
 
 RETRY_SECONDS: Final = 5.0
+_REEMBED: Final = "go on without it: pikuri-memory reembed --embedder-model builtin"
 QUERY_SECONDS: Final = 10.0
 
 
@@ -133,6 +135,6 @@ class RouterEmbedder:
     ) -> EmbedderUnavailableError:
         return EmbedderUnavailableError(
             f"{self._ability.model} cannot embed now: {error.message}",
-            hint=error.hint,
+            hint=error.hint.replace(WITHOUT, _REEMBED),
             retry_after=retry_after,
         )

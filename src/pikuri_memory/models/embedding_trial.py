@@ -26,6 +26,8 @@ REFERENCE_TEXTS: Final = (
 _DIGITS: Final = 5
 _STEADY: Final = 0.999
 _UNIT: Final = 1e-3
+_SAME: Final = 0.9999
+"""Least cosine of texts that have nothing in common, from which on their vectors are one."""
 
 
 def try_embedding(
@@ -106,8 +108,19 @@ def _findings(
                 other,
             )
         )
+        return found
     near, far = float(unit[0] @ unit[1]), max(float(unit[0] @ unit[3]), float(unit[2] @ unit[3]))
-    if near - far < 0.01:
+    if float((unit @ unit.T).min()) >= _SAME:
+        found.append(
+            Finding(
+                "problem",
+                "embedding",
+                f"{model} gives the same vector for every text (cosine {far:.3f} for two about"
+                " different things): it can find nothing",
+                other,
+            )
+        )
+    elif near - far < 0.01:
         found.append(
             Finding(
                 "note",

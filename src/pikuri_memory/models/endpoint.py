@@ -15,6 +15,12 @@ _HINT: Final = (
     " unix:/run/user/1000/llama.sock"
 )
 _PATH: Final = re.compile(r"[A-Za-z0-9/._~%+@=,-]*")
+_HOST: Final = re.compile(
+    r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+)
+"""A name, whose labels Python's resolver takes, or an IPv6 address without its brackets."""
+
+_LONGEST_NAME: Final = 253
 _SOCKET_LIMIT: Final = 107
 """Bytes of a socket's path that Linux takes (``sun_path`` has 108 with its last NUL)."""
 
@@ -91,7 +97,7 @@ class Endpoint:
                 hint="leave it out and give a key with --router-key-file",
             )
         host = parts.hostname or ""
-        if not host or not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+", host):
+        if len(host) > _LONGEST_NAME or not _HOST.fullmatch(host):
             raise SettingError(f"{text!r} names no host", hint=_HINT)
         prefix, versioned = _prefix(parts.path, text)
         scheme: Literal["http", "https"] = "https" if parts.scheme == "https" else "http"

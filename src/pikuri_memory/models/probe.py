@@ -17,7 +17,7 @@ from pikuri_memory.errors import (
     ModelNotOfferedError,
     RouterRefusedError,
 )
-from pikuri_memory.models.chat_trial import try_chat
+from pikuri_memory.models.chat_trial import restart, try_chat
 from pikuri_memory.models.embedding_trial import try_embedding
 from pikuri_memory.models.findings import (
     ChatAbility,
@@ -95,7 +95,7 @@ def probe(
     embedding: EmbeddingAbility | None = None
     chat: ChatAbility | None = None
     if want_embedding and embedding_model is None:
-        findings.append(_missing("embedding"))
+        findings.append(_missing("embedding", router))
     elif embedding_model is not None:
         try:
             embedding, found = try_embedding(router, embedding_model, deadline)
@@ -103,7 +103,7 @@ def probe(
         except _BROKEN as error:
             findings.append(_broken("embedding", error))
     if want_chat and chat_model is None:
-        findings.append(_missing("chat"))
+        findings.append(_missing("chat", router))
     elif chat_model is not None:
         try:
             chat, found = try_chat(router, chat_model, offered, deadline)
@@ -141,14 +141,14 @@ def _listed(router: Router, offered: Sequence[OfferedModel]) -> Finding:
     )
 
 
-def _missing(subject: Subject) -> Finding:
+def _missing(subject: Subject, router: Router) -> Finding:
     if subject == "chat":
         return Finding(
             "note",
             "chat",
             "no chat model is offered: texts are kept as they are",
-            "give the router one (ollama pull NAME, or llama-server -m FILE.gguf), then name it:"
-            " pikuri-memory up --llm-model NAME",
+            "give the router one (ollama pull NAME, or llama-server -m FILE.gguf), then name it: "
+            + restart(router.endpoint.url, "--llm-model"),
         )
     return Finding(
         "note",

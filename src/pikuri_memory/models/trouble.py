@@ -28,14 +28,20 @@ from pikuri_memory.errors import (
 )
 from pikuri_memory.models.endpoint import Endpoint
 
+_RESTART: Final = "pikuri-memory down && pikuri-memory up"
+"""A running server stays as it is; where none runs, the first half does nothing."""
+
+WITHOUT: Final = f"go on without it: {_RESTART} --router none"
+"""Refused while the memories have vectors of the router's."""
+
 CONTEXT_HINT: Final = (
     "give the model a larger context and start it again: llama-server -c 16384 -np 1 ..., or"
     " OLLAMA_CONTEXT_LENGTH=16384 ollama serve, or vllm serve --max-model-len 16384 ..., or in LM"
     " Studio lms load MODEL --context-length 16384"
 )
-KEY_HINT: Final = "give its key in a file of mode 0600: pikuri-memory up --router-key-file FILE"
+KEY_HINT: Final = f"give its key in a file of mode 0600: {_RESTART} --router-key-file FILE"
 _MORE_TIME: Final = (
-    "a model that is slow to load or to answer needs more: pikuri-memory up --router-timeout 900"
+    f"a model that is slow to load or to answer needs more: {_RESTART} --router-timeout 900"
 )
 RETRY_SECONDS: Final = 5.0
 """When to come back to a router that did not say when."""
@@ -258,8 +264,7 @@ def _lost(error: Exception) -> bool:
 def _unreachable(endpoint: Endpoint, reason: str) -> ModelError:
     return RouterUnreachableError(
         f"nothing answers at the router's address {endpoint}: {reason}",
-        hint="start the router, or give another address: pikuri-memory up --router URL, or"
-        " --router none to go on without it",
+        hint=f"start the router; or give another address: {_RESTART} --router URL; or {WITHOUT}",
         retry_after=RETRY_SECONDS,
     )
 
@@ -398,8 +403,7 @@ def refuse(reply: Reply, endpoint: Endpoint, *, model: str | None) -> None:
     if _NO_MONEY in problem.names:
         raise RouterRefusedError(
             f"the account at {endpoint} has used up what it may use ({said})",
-            hint="fill it up; or go on without: pikuri-memory up --router none, or with another"
-            " router: pikuri-memory up --router URL",
+            hint=f"fill it up; or {WITHOUT}; or with another: {_RESTART} --router URL",
         )
     raise RouterRefusedError(
         f"the router at {endpoint} refused" + (f" {model}" if model else "") + f" ({said})",
