@@ -150,7 +150,8 @@ start_daemon() {
   rm -f "$pidfile" "$socket"
   (
     close_inherited
-    as_root setsid /usr/sbin/dockerd \
+    # Nor does it inherit variables: directories that they name may go before it does.
+    as_root env -i "PATH=$PATH" HOME=/ setsid /usr/sbin/dockerd \
       --data-root "$home/data" --exec-root "$home/exec" --pidfile "$pidfile" \
       --host "unix://$socket" --group root --log-level warn >>"$log" 2>&1 </dev/null &
   )
