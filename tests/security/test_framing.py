@@ -122,7 +122,8 @@ def test_a_body_in_broken_chunks_is_refused(target: Target, chunks: bytes) -> No
             "Transfer-Encoding: chunked",
             "Connection: close",
         )
-        + chunks
+        + chunks,
+        timeout=90,  # some wait for the rest until the server's 30 s are over
     )
     assert set(replies(answer)) <= {400, 408, 422, 431}, answer
 

@@ -133,7 +133,8 @@ def test_a_very_long_path_is_no_route(target: Target, length: int) -> None:
         assert status in (400, 404)
         assert len(answer) < 2_000
     status, answer = target.ask(f"GET /memories?user_id={'a' * length}", key=True)
-    assert status == 422
+    # mem0's parser refuses so long a line where it comes in pieces.
+    assert status == 422 or (status == 400 and not target.own)
 
 
 def test_raw_bytes_in_a_request_line_are_refused(target: Target) -> None:
