@@ -13,7 +13,7 @@ PACKAGE = Path(pikuri_memory.__file__).parent
 # From the bottom up; a module may import from its own layer and those before it.
 LAYERS = [
     {"errors", "settings", "paths", "record", "_version", "files"},
-    {"process", "finalizers", "lease", "waiting", "discovery"},
+    {"process", "finalizers", "lease", "waiting", "discovery", "keeping"},
     {"client", "models"},
     {"embedded", "stack"},
     {"servers"},

@@ -6,29 +6,18 @@ any more, it stops accepting, flushes and exits while it holds the lease lock ex
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import logging
-import logging.handlers
 import os
 import signal
 import socket
-import sys
 import threading
-import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pikuri_memory import discovery, lease, process
 from pikuri_memory._version import __version__
-from pikuri_memory.errors import (
-    DataDirectoryInUseError,
-    DiskFullError,
-    PikuriMemoryError,
-    PortInUseError,
-    ServerStartError,
-)
+from pikuri_memory.errors import PortInUseError
+from pikuri_memory.keeping import exit_code, start_logging, take_directory
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.settings import Settings
 
@@ -42,46 +31,11 @@ log = logging.getLogger(__name__)
 
 KIND = "embedded"
 HOST = "127.0.0.1"
-LOG_FILES = 3
 BACKLOG = 1024
 _MAY_BE_LEFT = (
     *("extraction-", "texts-", "questions-", "looks-", "embedder-watch", "warm-up"),
     "reembed",  # the job, those who ask for one, and the last memories of one
 )
-
-
-class LocationsOnly(logging.Formatter):
-    """Formats an exception as its type and the places it passed, without its message.
-
-    Messages of other people's exceptions may quote what they choked on, and no memory text, query
-    or key may reach a log.
-    """
-
-    def formatException(self, ei: Any) -> str:
-        kind, _, trace = ei
-        places = [
-            f"  {os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
-            for frame in traceback.extract_tb(trace)
-        ]
-        return "\n".join([f"{kind.__name__ if kind else 'error'} at", *places])
-
-
-def start_logging(paths: DataPaths, settings: Settings) -> None:
-    """Log to a rotated file in the data directory, and nowhere else."""
-    paths.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handler = logging.handlers.RotatingFileHandler(
-        paths.server_log, maxBytes=settings.log_bytes, backupCount=LOG_FILES - 1
-    )
-    paths.server_log.chmod(0o600)
-    handler.setFormatter(LocationsOnly("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    root = logging.getLogger()
-    for old in list(root.handlers):
-        root.removeHandler(old)
-    root.addHandler(handler)
-    # Other libraries may log what they handle; only their warnings are let through.
-    root.setLevel(logging.WARNING)
-    logging.getLogger("pikuri_memory").setLevel(settings.log_level.upper())
-    logging.captureWarnings(True)
 
 
 def bind(port: int) -> socket.socket:
@@ -135,31 +89,12 @@ def run(
         JSON for whoever started the process.
     """
     paths = DataPaths.at(settings.data_dir)
-    try:
-        try:
-            _serve(settings, paths, keep, make_embedder, observer, pace)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFullError(
-                f"the disk of {paths.root} is full", hint=f"free some space: df -h {paths.root}"
-            ) from None
-        except PikuriMemoryError:
-            raise
-        except Exception as error:
-            # Its message might quote a memory: only where it happened is told.
-            log.exception("unexpected")
-            raise ServerStartError(
-                f"the server met an unexpected {type(error).__name__}",
-                hint=f"where it happened stands in {paths.server_log}; please report it",
-            ) from None
-    except PikuriMemoryError as error:
-        line = {"code": error.code, "message": error.message, "hint": error.hint}
-        with contextlib.suppress(OSError):  # on a full disk there is no room for it either
-            print(json.dumps(line), file=sys.stderr, flush=True)
-        log.error("%s", error.message)
-        return error.exit_code
-    return 0
+    return exit_code(
+        lambda: _serve(settings, paths, keep, make_embedder, observer, pace),
+        paths,
+        name="the server",
+        disk=str(paths.root),
+    )
 
 
 def left_behind() -> list[str]:
@@ -182,15 +117,7 @@ def _serve(
     os.umask(0o077)
     lease.prepare(paths)
     start_logging(paths, settings)
-    owner = lease.ExclusiveLock(paths.owner_lock)
-    if not owner.try_acquire():
-        pid = owner.owner()
-        found = process.identify(pid) if pid else None
-        by = f"{found.name} (pid {found.pid})" if found else "another process"
-        raise DataDirectoryInUseError(
-            f"the data directory {paths.root} is in use by {by}",
-            hint="use that server (pikuri-memory status), or stop it: pikuri-memory down",
-        )
+    take_directory(paths)
     # Made while the owner lock is held, for it removes the marker of an earlier keeper.
     keeper = lease.Keeper(paths, keep=keep)
     # Bound before the slow part, so that a port in use is told at once; answers come later.

@@ -7,31 +7,25 @@ it, however it ends; the containers go on then, and the next keeper takes them o
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import logging
 import os
 import random
 import signal
 import socket
-import sys
 import threading
 from pathlib import Path
 from typing import Final
 
 from pikuri_memory import discovery, lease, process
 from pikuri_memory._version import __version__
-from pikuri_memory.embedded.serve import start_logging
 from pikuri_memory.errors import (
-    DataDirectoryInUseError,
-    DiskFullError,
     PikuriMemoryError,
     ServerStartError,
     StackError,
     StackStartError,
     StackTimeoutError,
 )
+from pikuri_memory.keeping import exit_code, start_logging, take_directory
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.settings import Settings
 from pikuri_memory.stack import compose, credentials, engine, health
@@ -68,52 +62,26 @@ def run(paths: DataPaths, *, keep: bool) -> int:
         The exit code: 0, or that of an error, which is printed to standard error as one line of
         JSON for whoever started the process.
     """
-    try:
+
+    def body() -> None:
         try:
             _keep(paths, keep)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFullError(
-                f"the disk of {paths.root} or of the checkout is full",
-                hint=f"free some space: df -h {paths.root}",
-            ) from None
         except Stopped:
             raise ServerStartError(
                 "the start of the stack was given up: nobody wants it any more, or it was stopped",
                 hint="start it again: pikuri-memory up --docker",
             ) from None
-        except PikuriMemoryError:
-            raise
-        except Exception as error:
-            log.exception("unexpected")
-            raise ServerStartError(
-                f"the stack's keeper met an unexpected {type(error).__name__}",
-                hint=f"where it happened stands in {paths.server_log}; please report it",
-            ) from None
-    except PikuriMemoryError as error:
-        line = {"code": error.code, "message": error.message, "hint": error.hint}
-        with contextlib.suppress(OSError):
-            print(json.dumps(line), file=sys.stderr, flush=True)
-        log.error("%s", error.message)
-        return error.exit_code
-    return 0
+
+    return exit_code(
+        body, paths, name="the stack's keeper", disk=f"{paths.root} or of the checkout"
+    )
 
 
 def _keep(paths: DataPaths, keep: bool) -> None:
     os.umask(0o077)
     lease.prepare(paths)
-    settings = Settings.resolve({})
-    start_logging(paths, settings)
-    owner = lease.ExclusiveLock(paths.owner_lock)
-    if not owner.try_acquire():
-        pid = owner.owner()
-        found = process.identify(pid) if pid else None
-        by = f"{found.name} (pid {found.pid})" if found else "another process"
-        raise DataDirectoryInUseError(
-            f"the data directory {paths.root} is in use by {by}",
-            hint="use that server (pikuri-memory status), or stop it: pikuri-memory down",
-        )
+    start_logging(paths, Settings.resolve({}))
+    take_directory(paths)
     keeper = lease.Keeper(paths, keep=keep)
     plan = StackPlan.read(paths)
     if plan is None:
