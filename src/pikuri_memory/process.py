@@ -239,22 +239,8 @@ def spawn_child(
     Raises:
         CommandNotFoundError: There is no such program.
     """
-    descriptor = (
-        os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if output is None else _open_output(output)
-    )
-    try:
-        popen = _popen(
-            [*_parent_death_prefix(), *argv],
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            process_group=0,
-        )
-    finally:
-        os.close(descriptor)
-    return Process(popen)
+    command = [*_parent_death_prefix(), *argv]
+    return _start(command, output, env, cwd, stdin=subprocess.DEVNULL)
 
 
 def spawn_tied(
@@ -279,22 +265,7 @@ def spawn_tied(
         CommandNotFoundError: There is no such program.
     """
     _require_program(argv[0], env)
-    descriptor = (
-        os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if output is None else _open_output(output)
-    )
-    try:
-        popen = _popen(
-            ["sh", "-c", _TIED, "sh", *argv],
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=descriptor,
-            stderr=descriptor,
-            process_group=0,
-        )
-    finally:
-        os.close(descriptor)
-    return Process(popen)
+    return _start(_tied(argv), output, env, cwd, stdin=subprocess.PIPE)
 
 
 def run_tied(
@@ -332,7 +303,7 @@ def run_tied(
 
     _require_program(argv[0], env)
     popen = _popen(
-        ["sh", "-c", _TIED, "sh", *argv],
+        _tied(argv),
         cwd=cwd,
         env=env,
         stdin=subprocess.PIPE,
@@ -417,7 +388,7 @@ def follow(
     """
     _require_program(argv[0], env)
     popen = _popen(
-        ["sh", "-c", _TIED, "sh", *argv],
+        _tied(argv),
         cwd=None,
         env=env,
         stdin=subprocess.PIPE,
@@ -577,6 +548,37 @@ def port_owner(port: int) -> str | None:
         if pid is not None and (found := identify(pid)) is not None:
             return f"{found.name} (pid {pid})"
     return "another user's process" if listening else None
+
+
+def _tied(argv: Sequence[str]) -> list[str]:
+    return ["sh", "-c", _TIED, "sh", *argv]
+
+
+def _start(
+    command: Sequence[str],
+    output: Path | None,
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    *,
+    stdin: int,
+) -> Process:
+    """A command in a process group of its own, which prints into a file or to nobody."""
+    descriptor = (
+        os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if output is None else _open_output(output)
+    )
+    try:
+        popen = _popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            stdout=descriptor,
+            stderr=descriptor,
+            process_group=0,
+        )
+    finally:
+        os.close(descriptor)
+    return Process(popen)
 
 
 def _popen(
