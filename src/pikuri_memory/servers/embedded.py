@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-import threading
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from pikuri_memory import discovery
 from pikuri_memory._version import __version__
 from pikuri_memory.discovery import ServerInfo
 from pikuri_memory.errors import ServerNotRunningError
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.process import Process, spawn_detached
 from pikuri_memory.servers.lifecycle import ServerLifecycle
+from pikuri_memory.servers.share import Share
 from pikuri_memory.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +24,7 @@ KIND: Final = "embedded"
 _HEALTH_SECONDS = 2.0
 
 
-class EmbeddedServer:
+class EmbeddedServer(Share):
     """A share in the memory server of a data directory; the first share starts it.
 
     The server is a process of its own. It runs while any process holds a share (until its
@@ -78,11 +75,6 @@ class EmbeddedServer:
             keep=keep,
         )
 
-    @classmethod
-    def ensure_running(cls, **kwargs: Any) -> Self:
-        """Build a server object and :meth:`start` it. Takes the arguments of the class."""
-        return cls(**kwargs).start()
-
     def start(self) -> Self:
         """Take a share, and return when the server is healthy; again is fine.
 
@@ -118,11 +110,6 @@ class EmbeddedServer:
             )
         return info.endpoint
 
-    @property
-    def data_dir(self) -> Path:
-        """The absolute directory of the memories."""
-        return self._paths.root
-
     def client(self, *, timeout: float | None = None) -> Mem0Client:
         """A client, to be closed by the caller. If the server dies, its next call revives it.
 
@@ -141,47 +128,6 @@ class EmbeddedServer:
         from pikuri_memory.servers import revival
 
         return revival.async_client(self._lifecycle, self.endpoint, self._key, timeout)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        import anyio.to_thread
-
-        try:
-            return await anyio.to_thread.run_sync(self.start)
-        except BaseException:
-            # A cancelled start goes on in its thread, and nobody would close what it started.
-            threading.Thread(target=self.close, name="undo-start", daemon=True).start()
-            raise
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        import anyio
-        import anyio.to_thread
-
-        with anyio.CancelScope(shield=True):  # a cancelled task gives its share back as well
-            await anyio.to_thread.run_sync(self.close)
-
-    def __repr__(self) -> str:
-        info = self._lifecycle.info
-        state = info.endpoint if info is not None else "not started"
-        return f"{type(self).__name__}({str(self._paths.root)!r}, {state})"
-
-    def _key(self) -> str | None:
-        return discovery.read_api_key(self._paths)
 
     def _probe_seconds(self) -> float:
         """How much longer a start may take, because the server may have to ask a router first."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from pikuri_memory import discovery, lease
 from pikuri_memory._version import __version__
@@ -33,6 +33,7 @@ from pikuri_memory.process import Process, spawn_detached
 from pikuri_memory.servers import lifecycle
 from pikuri_memory.servers.embedded import keeper_environment
 from pikuri_memory.servers.lifecycle import ServerLifecycle, Stopped
+from pikuri_memory.servers.share import Share
 from pikuri_memory.stack import compose, health, relay
 from pikuri_memory.stack import plan as plans
 from pikuri_memory.stack.plan import StackPlan
@@ -54,7 +55,7 @@ _PROGRESS_SECONDS: Final = 0.2
 Progress = Callable[[str, str], object]
 
 
-class Mem0Server:
+class Mem0Server(Share):
     """A share in mem0's own server, isolated in containers; the first share starts it.
 
     The containers reach the model endpoint through a unix socket and nothing else of the host.
@@ -191,11 +192,6 @@ class Mem0Server:
             keep=keep,
         )
 
-    @classmethod
-    def ensure_running(cls, **kwargs: Any) -> Self:
-        """Build a server object and :meth:`start` it. Takes the arguments of the class."""
-        return cls(**kwargs).start()
-
     def start(self, progress: Progress | None = None) -> Self:
         """Take a share, and return when a scoped read is answered; again is fine.
 
@@ -247,11 +243,6 @@ class Mem0Server:
         return int(self.endpoint.rpartition(":")[2])
 
     @property
-    def data_dir(self) -> Path:
-        """The absolute directory of the memories."""
-        return self._paths.root
-
-    @property
     def checkout_dir(self) -> Path:
         """The absolute directory of the source; regenerable."""
         return self._cache / "temp" / "git"
@@ -294,44 +285,6 @@ class Mem0Server:
 
         return revival.async_client(self._lifecycle, self._running().endpoint, self._key, timeout)
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        import anyio.to_thread
-
-        try:
-            return await anyio.to_thread.run_sync(self.start)
-        except BaseException:
-            # A cancelled start goes on in its thread, and nobody would close what it started.
-            threading.Thread(target=self.close, name="undo-start", daemon=True).start()
-            raise
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        import anyio
-        import anyio.to_thread
-
-        with anyio.CancelScope(shield=True):  # a cancelled task gives its share back as well
-            await anyio.to_thread.run_sync(self.close)
-
-    def __repr__(self) -> str:
-        info = self._lifecycle.info
-        state = info.endpoint if info is not None else "not started"
-        return f"{type(self).__name__}({str(self._paths.root)!r}, {state})"
-
     # ------------------------------------------------------------ inside
 
     def _clean_up(self) -> None:
@@ -349,9 +302,6 @@ class Mem0Server:
                 hint="call start() first, or use it as a context manager",
             )
         return info
-
-    def _key(self) -> str | None:
-        return discovery.read_api_key(self._paths)
 
     def _spawn(self, keep: bool) -> Process:
         self._plan.write(self._paths)
