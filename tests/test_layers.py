@@ -96,9 +96,8 @@ def test_only_extraction_may_know_mem0() -> None:
 def test_only_faces_print() -> None:
     allowed = {
         # One line of JSON to whoever started the process.
-        Path("embedded/serve.py"),
         Path("embedded/rebuild.py"),
-        Path("stack/keeper.py"),
+        Path("keeping.py"),
     }
     printing = [
         path

@@ -302,16 +302,7 @@ def run_tied(
     import selectors
 
     _require_program(argv[0], env)
-    popen = _popen(
-        _tied(argv),
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-        umask=umask,
-    )
+    popen = _popen_tied(argv, cwd, env, umask)
     assert popen.stdout is not None
     assert popen.stdin is not None
     kept: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -387,15 +378,7 @@ def follow(
         CommandNotFoundError: There is no such program.
     """
     _require_program(argv[0], env)
-    popen = _popen(
-        _tied(argv),
-        cwd=None,
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-    )
+    popen = _popen_tied(argv, None, env)
     assert popen.stdout is not None
     assert popen.stdin is not None
     try:
@@ -552,6 +535,22 @@ def port_owner(port: int) -> str | None:
 
 def _tied(argv: Sequence[str]) -> list[str]:
     return ["sh", "-c", _TIED, "sh", *argv]
+
+
+def _popen_tied(
+    argv: Sequence[str], cwd: Path | None, env: Mapping[str, str] | None, umask: int = -1
+) -> subprocess.Popen[bytes]:
+    """A tied command whose whole output is read by this process."""
+    return _popen(
+        _tied(argv),
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        umask=umask,
+    )
 
 
 def _start(
