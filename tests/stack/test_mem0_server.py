@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import time
@@ -31,6 +32,7 @@ from pikuri_memory.errors import (
 )
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import local
+from pikuri_memory.stack import compose
 from pikuri_memory.stack.plan import short_hash
 from tests.stack.conftest import Make, container, docker, leftovers, project_of
 from tests.stack.router import Router, remembers
@@ -113,6 +115,39 @@ def test_shares_are_counted_and_the_last_one_takes_it_down(make: Make, name: str
         first.client()
     second.close()
     assert leftovers(project) == []
+
+
+def test_a_new_source_makes_a_new_image_and_the_older_one_goes(make: Make, home: Path) -> None:
+    def tags(*filters: str) -> set[str]:
+        return set(docker("image", "ls", "--format", "{{.Tag}}", *filters, compose.IMAGE).split())
+
+    def own(server: Mem0Server) -> set[str]:
+        return tags("--filter", f"label={compose.DATA_LABEL}={server.data_dir}")
+
+    def patches(name: str) -> Path:
+        directory = home / name
+        shutil.copytree(Mem0Server.PATCH_DIR / Mem0Server.MEM0_REF, directory)
+        note = f"server/note_{home.name.replace('-', '_')}.py"
+        (directory / "99-note.patch").write_text(
+            "A note.\n\n"
+            f"diff --git a/{note} b/{note}\nnew file mode 100644\n--- /dev/null\n+++ b/{note}\n"
+            f'@@ -0,0 +1,1 @@\n+NOTE = "{name}"\n'
+        )
+        return directory
+
+    before = tags()
+    made: set[str] = set()
+    try:
+        with make(patch_dir=patches("first")) as server:
+            [first] = made = own(server)
+        with make(patch_dir=patches("second")) as server:
+            made |= own(server)
+            [second] = own(server)
+        assert first != second
+        assert before <= tags()
+    finally:
+        for tag in made & tags():
+            docker("image", "rm", f"{compose.IMAGE}:{tag}")
 
 
 def test_secrets_are_in_files_of_mode_0600_and_nowhere_else(make: Make) -> None:

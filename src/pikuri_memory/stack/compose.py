@@ -248,6 +248,19 @@ class Compose:
                 " PIKURI_MEMORY_CA_BUNDLE (docs/docker.md)",
             ) from None
 
+    def remove_older_images(self) -> None:
+        """Remove the images that this data directory had built before the present one.
+
+        One that a container uses stays: the engine refuses. What the builds have kept stays too,
+        so that an image that is wanted again is made in seconds.
+        """
+        labels = {UID_LABEL: self.around.uid, DATA_LABEL: self.around.paths.root}
+        filters = [f"reference={IMAGE}:*", *(f"label={key}={it}" for key, it in labels.items())]
+        wanted = [word for found in filters for word in ("--filter", found)]
+        done = docker(("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", *wanted), check=False)
+        for image in set(done.stdout.split()) - {self.around.image}:
+            docker(("image", "rm", image), check=False)
+
     def up(self, on_line: Callable[[str], object]) -> None:
         """Make the services what they should be, and start them.
 

@@ -204,6 +204,8 @@ class Stack:
         self._go_on()
         self._await_answer()
         health.remember_embedder(paths, *embedder)
+        if not has_image:
+            services.remove_older_images()
         self._key_stamp = self._stamp()
         report("ready", self.endpoint)
 
