@@ -35,6 +35,11 @@ class DataPaths:
         """The SQLite file that holds the memories."""
         return self.root / "memories.sqlite3"
 
+    def record_files(self) -> list[Path]:
+        """The record, with SQLite's own files beside it."""
+        parts = ("", "-wal", "-shm", "-journal")
+        return [self.record.with_name(self.record.name + part) for part in parts]
+
     @property
     def index(self) -> Path:
         """The directory of the index; may be removed at any time while no server runs."""
@@ -141,7 +146,7 @@ class DataPaths:
             *(self.stack_secrets, self.qdrant, self.history),
         )
         # SQLite's own beside the record, and what a crash left of a file that was being replaced.
-        names = {f"{self.record.name}-{part}" for part in ("wal", "shm", "journal")}
+        names = {path.name for path in self.record_files()}
         names |= {path.name for path in (*files, *directories)}
         replaced = "|".join(re.escape(path.name) for path in files)
         scratch = re.compile(rf"\.(?:{replaced})\.[0-9a-f]{{12}}")

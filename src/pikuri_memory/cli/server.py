@@ -38,16 +38,17 @@ def up(
     """Start the server, and leave it running until `down`.
 
     Prints where it answers. If it runs already, it stays as it is. With --docker it is mem0's own
-    server in containers, which needs --router, --llm-model and --embedder-model.
+    server in containers, which needs --router, --llm-model and --embedder-model the first time.
     """
     if docker:
         stack.up(call)
         return
     stack.refuse_options(call)
     from pikuri_memory import discovery
-    from pikuri_memory.servers import local
+    from pikuri_memory.servers import kinds, local
     from pikuri_memory.servers.embedded import EmbeddedServer
 
+    kinds.refuse_embedded(call.paths)
     before = discovery.read_server_info(call.paths)
     asks = call.settings.router not in (None, "none")
     with call.progress("starting the server" + (", which asks the router first" if asks else "")):
@@ -155,7 +156,7 @@ def status(call: Call) -> None:
     """Tell how the server is and where the data lies.
 
     Exit code 0 also when it is stopped."""
-    from pikuri_memory.servers import local
+    from pikuri_memory.servers import kinds, local
 
     found = local.describe(call.paths)
     call.out.document(found.as_dict())
@@ -184,7 +185,7 @@ def status(call: Call) -> None:
     )
     note_findings(call, told.get("findings") or ())
     if found.state == "stopped":
-        call.out.note("start it: pikuri-memory up")
+        call.out.note(f"start it: {kinds.start_command(call.paths)}")
 
 
 def _embedder(embedder: Mapping[str, Any]) -> str:

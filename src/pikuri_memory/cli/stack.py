@@ -46,30 +46,34 @@ def stack_keeper(
 def up(call: Call) -> None:
     """Start the container stack, and leave it running until `down`."""
     from pikuri_memory import discovery
-    from pikuri_memory.servers import local
+    from pikuri_memory.servers import kinds, local
     from pikuri_memory.servers.mem0 import Mem0Server
     from pikuri_memory.settings import resolve_stack
 
     settings = call.settings
-    missing = [name for name in _NEEDED if not getattr(settings, name)]
-    if missing:
+    given: dict[str, Any] = _as_before(call, resolve_stack(call.stack))
+    models = {name: getattr(settings, name) for name in _NEEDED if getattr(settings, name)}
+    given = {**given, **models}
+    if not set(_NEEDED) <= set(given):
         raise SettingError(
             "the container stack needs a model endpoint with two models",
             hint="pikuri-memory up --docker --router http://127.0.0.1:8080 --llm-model NAME"
             " --embedder-model NAME",
         )
-    given: dict[str, Any] = resolve_stack(call.stack)
     if settings.data_dir is not None:
         given["data_dir"] = settings.data_dir
     server = Mem0Server(
-        router_url=str(settings.router),
-        llm_model=str(settings.llm_model),
-        embedder_model=str(settings.embedder_model),
+        router_url=given.pop("router"),
         port=settings.port,
         keep=True,
         **given,
     )
     before = discovery.read_server_info(call.paths)
+    if kinds.held(call.paths) == {kinds.EMBEDDED}:
+        call.out.note(
+            "the memories of the embedded server stay where they are and are not in the stack;"
+            " to take them along: pikuri-memory export and import (docs/docker.md)"
+        )
     told = ""
 
     def progress(phase: str, detail: str) -> None:
@@ -100,6 +104,31 @@ def up(call: Call) -> None:
     call.out.say("\nnext:")
     call.out.say('  pikuri-memory add "I am allergic to walnuts" --user ada')
     call.out.say('  pikuri-memory search "what must I not eat?" --user ada')
+
+
+def _as_before(call: Call, given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, and for the rest what the stack of this directory had last.
+
+    Not the ports, which belong to a start, nor the commit, which belongs to this version.
+    """
+    from pikuri_memory.servers.mem0 import Mem0Server
+    from pikuri_memory.stack.plan import StackPlan
+
+    before = StackPlan.read(call.paths)
+    if before is None:
+        return given
+    settings = call.settings
+    found: dict[str, Any] = {"llm_model": before.llm_model, "collection": before.collection}
+    found["qdrant_image"] = before.qdrant_image
+    if settings.router in (None, before.router_url):
+        found["router"] = before.router_url
+        found["container_router_url"] = before.container_router_url
+    if settings.embedder_model in (None, before.embedder_model):
+        found["embedder_model"] = before.embedder_model
+        found["embedding_dims"] = before.embedding_dims
+    if before.repo_url != Mem0Server.MEM0_REPO_URL:
+        found["mem0_repo_url"] = before.repo_url
+    return {**found, **given}
 
 
 def refuse_options(call: Call) -> None:

@@ -17,7 +17,8 @@ from pikuri_memory.client.sync import Mem0Client
 from pikuri_memory.discovery import ServerInfo
 from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, ServerNotRunningError
 from pikuri_memory.paths import DataPaths
-from pikuri_memory.servers import lifecycle
+from pikuri_memory.servers import kinds, lifecycle
+from pikuri_memory.servers.kinds import STACK
 from pikuri_memory.waiting import Deadline
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 State: TypeAlias = Literal["running", "starting", "stopping", "unresponsive", "stopped"]
 
-STACK: Final = "mem0"
 _LEASE_SECONDS: Final = 10.0
 _STATUS_SECONDS: Final = 3.0
 _PURGE_SECONDS: Final = 3600.0
@@ -146,7 +146,7 @@ def running_server(paths: DataPaths) -> ServerInfo:
         return info
     ended = " any more: it ended without being stopped" if info is not None else ""
     raise ServerNotRunningError(
-        f"no server runs for {paths.root}{ended}", hint="start it: pikuri-memory up"
+        f"no server runs for {paths.root}{ended}", hint=f"start it: {kinds.start_command(paths)}"
     )
 
 
@@ -250,7 +250,7 @@ def describe(paths: DataPaths) -> Status:
         told=told,
         data_bytes=_size(paths),
         free_bytes=_free(paths.root),
-        stack=describe_stack(paths, wanted=alive is None or alive.kind == STACK),
+        stack=_stack(paths, state) if alive is None or alive.kind == STACK else None,
     )
 
 
@@ -274,13 +274,13 @@ def stop(paths: DataPaths, *, force: bool, timeout: float) -> lifecycle.Stopped:
     return mem0.stop(paths, force=force, timeout=timeout)
 
 
-def describe_stack(paths: DataPaths, *, wanted: bool) -> StackStatus | None:
+def _stack(paths: DataPaths, state: State) -> StackStatus | None:
     """How the container stack of a data directory is; None where none is or was."""
-    if not wanted or not paths.stack_plan.is_file():
+    if not paths.stack_plan.is_file() or (state == "stopped" and kinds.last(paths) != STACK):
         return None
     from pikuri_memory.stack import status
 
-    return status.describe(paths)
+    return status.describe(paths, wanted=state != "stopped")
 
 
 def _mapping(payload: object) -> dict[str, Any]:

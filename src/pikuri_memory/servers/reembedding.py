@@ -11,7 +11,7 @@ from typing import Any, Final
 from pikuri_memory import discovery
 from pikuri_memory.errors import InvalidRequestError
 from pikuri_memory.paths import DataPaths
-from pikuri_memory.servers import local
+from pikuri_memory.servers import kinds, local
 from pikuri_memory.servers.local import LocalClient
 
 _POLL_SECONDS: Final = 0.25
@@ -66,10 +66,19 @@ def server_of(paths: DataPaths, *, router_timeout: float) -> Iterator[Server]:
     Args:
         paths: The data directory.
         router_timeout: Seconds that the model endpoint may take.
+
+    Raises:
+        InvalidRequestError: It is mem0's own server, which cannot.
     """
     with contextlib.ExitStack() as stack:
         info = discovery.read_server_info(paths)
         stays = info is not None and info.is_running()
+        if (info.kind if info is not None and stays else kinds.last(paths)) == kinds.STACK:
+            raise InvalidRequestError(
+                "mem0's own server keeps the embedder that its memories have",
+                hint="pikuri-memory export FILE; then start a stack with the other embedder and"
+                " another --data-dir, and there: pikuri-memory import FILE",
+            )
         if stays:
             client = stack.enter_context(local.connected(paths))
         else:

@@ -69,6 +69,21 @@ class Survey:
         }
 
 
+def _as_stack(settings: Settings, paths: DataPaths) -> Settings:
+    """The settings, with the router and the models of a container stack where none are given."""
+    from pikuri_memory.stack.plan import StackPlan
+
+    plan = StackPlan.read(paths)
+    if plan is None or settings.router is not None:
+        return settings
+    return replace(
+        settings,
+        router=plan.router_url,
+        llm_model=settings.llm_model or plan.llm_model,
+        embedder_model=settings.embedder_model or plan.embedder_model,
+    )
+
+
 def survey(settings: Settings, paths: DataPaths) -> Survey:
     """Ask a router what it offers, and try what would be used of it.
 
@@ -88,7 +103,10 @@ def survey(settings: Settings, paths: DataPaths) -> Survey:
     from pikuri_memory.models.ranking import rank, use
 
     stored = stored_in(paths)
-    wanted = choice.want(settings, choice.read(paths.models), stored)
+    remembered = choice.read(paths.models)
+    if remembered is None:
+        settings = _as_stack(settings, paths)
+    wanted = choice.want(settings, remembered, stored)
     if wanted.router is None:
         raise SettingError(
             "no router is given, and none was used before",

@@ -40,9 +40,14 @@ def lines(paths: DataPaths, service: str, *, lines: int, follow: bool) -> Iterat
         None,
     )
     if container is None:
+        if service in known:
+            raise InvalidRequestError(
+                f"the service {service} has no container now, and so no log",
+                hint="pikuri-memory logs shows what its keeper did; pikuri-memory up --docker",
+            )
         raise InvalidRequestError(
-            f"the stack has no service {service!r} now",
-            hint="one of: " + ", ".join((*known, RELAY)) + "; see: pikuri-memory status",
+            f"the stack has no service {service!r}",
+            hint="one of: " + ", ".join((*known, RELAY)),
         )
     if not follow:
         done = docker(("logs", "--tail", str(lines), container))

@@ -65,17 +65,24 @@ class StackStatus:
         }
 
 
-def describe(paths: DataPaths) -> StackStatus | None:
-    """How the stack of a data directory is; None where none is or was. Changes nothing."""
+def describe(paths: DataPaths, *, wanted: bool) -> StackStatus | None:
+    """How the stack of a data directory is; None where none is or was. Changes nothing.
+
+    Args:
+        paths: The data directory.
+        wanted: Whether it should run, because somebody keeps it.
+    """
     try:
         plan = StackPlan.read(paths)
     except StackError:
         return None
     if plan is None:
         return None
-    state = read_state(paths)
-    alone = plan.container_router_url is None
-    expected = (*compose.SERVICES, compose.SIDECAR) if alone else compose.SERVICES
+    state = read_state(paths) if wanted else None
+    relayed = plan.container_router_url is None
+    expected: tuple[str, ...] = ()
+    if wanted:
+        expected = (*compose.SERVICES, compose.SIDECAR) if relayed else compose.SERVICES
     trouble = state.trouble if state is not None else ""
     found: tuple[Service, ...] = ()
     try:

@@ -1,0 +1,57 @@
+"""Whose memories a data directory holds, as far as its files tell; nothing is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pikuri_memory.errors import InvalidRequestError
+from pikuri_memory.paths import DataPaths
+
+STACK: Final = "mem0"
+"""The kind of mem0's own server, in containers."""
+
+EMBEDDED: Final = "embedded"
+"""The kind of our own server."""
+
+
+def held(paths: DataPaths) -> set[str]:
+    """The kinds of servers that have had memories here."""
+    found = set()
+    if paths.record.is_file():
+        found.add(EMBEDDED)
+    if paths.stack_vectors.is_file():
+        found.add(STACK)
+    return found
+
+
+def last(paths: DataPaths) -> str:
+    """The kind that ran here last, or was tried; our own where none was."""
+    record = max(_changed(path) for path in paths.record_files())
+    return STACK if _changed(paths.stack_state) > record else EMBEDDED
+
+
+def start_command(paths: DataPaths) -> str:
+    """What a person types to start the server that has the memories of a directory."""
+    return "pikuri-memory up --docker" if last(paths) == STACK else "pikuri-memory up"
+
+
+def refuse_embedded(paths: DataPaths) -> None:
+    """Refuse to start an empty server where all memories are in containers.
+
+    Raises:
+        InvalidRequestError: They are.
+    """
+    if held(paths) == {STACK}:
+        raise InvalidRequestError(
+            f"the memories in {paths.root} are those of the container stack, which the embedded"
+            " server does not see",
+            hint="pikuri-memory up --docker; or use another directory: --data-dir",
+        )
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
