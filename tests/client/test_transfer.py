@@ -194,6 +194,47 @@ def test_memories_come_from_mem0s_server_with_their_history(
     assert ours.memories[both]["agent_id"] == "helper"
 
 
+def test_memories_go_into_mem0s_server_one_by_one_and_none_twice(
+    other: Mem0Client, mem0: PlayedServer
+) -> None:
+    mem0.store("fact 2 ", user_id="ada")
+    mem0.store("fact 3", user_id="ada", agent_id="helper")
+    report = transfer.store(other, items(4))
+    assert (report.added, report.known, report.refused) == (3, 1, [])
+    posted = [request.body for request in mem0.tries("POST")]
+    assert {body["infer"] for body in posted} == {False}
+    again = transfer.store(other, items(4))
+    assert (again.added, again.known) == (0, 4)
+    assert len(mem0.tries("POST")) == 3
+
+
+def test_the_day_on_which_a_memory_was_learnt_goes_along_to_mem0s_server(
+    other: Mem0Client, mem0: PlayedServer
+) -> None:
+    row = {
+        "text": "one",
+        "user_id": "ada",
+        "metadata": {"k": 1},
+        "created_at": "2020-05-01T10:00:00+02:00",
+        "expiration_date": "2031-01-01",
+    }
+    report = transfer.store(other, parsed(row, {"text": "two", "user_id": "ada"}))
+    assert report.added == 2
+    first, second = (request.body for request in mem0.tries("POST"))
+    assert first["metadata"] == {"k": 1, "created_at": "2020-05-01T08:00:00+00:00"}
+    assert first["expiration_date"] == "2031-01-01"
+    assert "metadata" not in second
+
+
+def test_what_mem0s_server_refuses_costs_nothing_else(
+    other: Mem0Client, mem0: PlayedServer
+) -> None:
+    bad: list[Item | Refusal] = [Item(70, {"text": "\ud800", "user_id": "ada"})]
+    report = transfer.store(other, [*items(1), *bad, *items(2)[1:]])
+    assert report.added == 2
+    assert [one.place for one in report.refused] == [70]
+
+
 def test_of_mem0s_server_only_some_users_may_be_taken(
     other: Mem0Client, mem0: PlayedServer
 ) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from datetime import UTC, date, datetime
 from typing import Any, Final, TypeAlias
 
 from pikuri_memory._version import __version__
+from pikuri_memory.client.one_by_one import OneByOne, settled
 from pikuri_memory.client.replies import HistoryEntry
 from pikuri_memory.client.sync import Mem0Client
 from pikuri_memory.errors import (
@@ -341,7 +341,7 @@ def fetch(client: Mem0Client, scopes: Sequence[Scope] = ()) -> Iterator[Parsed]:
 
 
 def _scopes_of(client: Mem0Client) -> list[Scope]:
-    if client.health().server == "pikuri-memory":
+    if _is_ours(client):
         return [Scope()]  # everything, in pages
     try:
         entities = client.entities()
@@ -411,10 +411,10 @@ def store(
     *,
     progress: Callable[[Report], object] = lambda report: None,
 ) -> Report:
-    """Store memories, a chunk in a transaction.
+    """Store memories, a chunk in a transaction; in mem0's server, one by one.
 
     Args:
-        client: Of a server of ours.
+        client: Of the server.
         items: What :func:`parse` or :func:`fetch` gives.
         report: Filled as it goes; so it is right even when an error ends the import.
         progress: Told after every chunk.
@@ -423,9 +423,15 @@ def store(
         PikuriMemoryError: The server failed. What the report counts is stored; repeat the rest.
     """
     report = Report() if report is None else report
+    singly = None if _is_ours(client) else OneByOne(client)
     for chunk in _chunks(items, report):
-        _store(client, chunk, report)
-        progress(report)
+        if singly is None:
+            _store(client, chunk, report)
+            progress(report)
+            continue
+        for item in chunk:
+            _store_one(singly, item, report)
+            progress(report)
     return report
 
 
@@ -470,12 +476,21 @@ def _store(client: Mem0Client, chunk: Sequence[Item], report: Report) -> None:
     for item, result in zip(chunk, results, strict=True):
         if result.event == "ADD":
             report.added += 1
-        elif _same(result.text, item.memory["text"]):
+        elif settled(result.text) == settled(item.memory["text"]):
             report.known += 1
         else:
             report.different.append(item.place)
 
 
-def _same(one: str, other: str) -> bool:
-    """Whether two texts are the same to the server: after NFC and trimming."""
-    return unicodedata.normalize("NFC", one).strip() == unicodedata.normalize("NFC", other).strip()
+def _store_one(singly: OneByOne, item: Item, report: Report) -> None:
+    try:
+        if singly.store(item.memory):
+            report.added += 1
+        else:
+            report.known += 1
+    except InvalidRequestError as error:
+        report.refused.append(Refusal(item.place, error.message))
+
+
+def _is_ours(client: Mem0Client) -> bool:
+    return client.health().server == "pikuri-memory"

@@ -34,8 +34,14 @@ def problem(endpoint: str, key: str | None, http_client: httpx.Client | None = N
         if not isinstance(found, dict) or not isinstance(found.get("results"), list):
             return "it answers with something else than memories"
         return None
+    except httpx.ConnectError:
+        return "nothing listens there"
+    except httpx.TimeoutException:
+        return f"it does not answer within {_SECONDS:g} s"
+    except httpx.TransportError:
+        return "it closes the connection without an answer"
     except (httpx.HTTPError, ValueError) as error:
-        return f"it does not answer ({type(error).__name__})"
+        return f"it does not answer as it should ({type(error).__name__})"
     finally:
         if http_client is None:
             http.close()
