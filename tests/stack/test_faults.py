@@ -31,7 +31,7 @@ from pikuri_memory.paths import DataPaths
 from pikuri_memory.stack.plan import short_hash
 from pikuri_memory.stack.state import read_state
 from tests.robustness.test_full_disk import SmallDisk, small_disk
-from tests.stack import router as routers
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack.conftest import (
     BUNDLE,
     Upstream,
@@ -42,7 +42,7 @@ from tests.stack.conftest import (
     docker,
     leftovers,
 )
-from tests.stack.router import Router, remembers
+from tests.stack.ollama import ollama
 
 ROOT = Path(__file__).parents[2]
 FACT = "Ada keeps the spare key under the blue flowerpot"
@@ -70,14 +70,14 @@ class World:
         project: Name of its compose project.
     """
 
-    def __init__(self, home: Path, given: dict[str, Any], router: Router) -> None:
+    def __init__(self, home: Path, given: dict[str, Any], router: ScriptedRouter) -> None:
         self.home = home
         self.given = given
         self.router = router
         self.paths = DataPaths.at(home / "data")
         self.project = f"{Mem0Server.COMPOSE_PROJECT}-{short_hash(str(self.paths.root))}"
         self.broken = home / "broken"
-        router.script.chat = remembers(FACT)
+        router.answer = remembers(FACT)
         with self.server() as server, server.client() as memory:
             memory.add("The spare key is under the blue flowerpot.", user_id="ada")
 
@@ -180,10 +180,10 @@ class World:
 @pytest.fixture(scope="module")
 def world(engine_ready: None, upstream: Upstream) -> Iterator[World]:
     home = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
-    with routers.running() as router, pytest.MonkeyPatch.context() as patch:
+    with ollama() as router, pytest.MonkeyPatch.context() as patch:
         if path := bundle():
             patch.setenv(BUNDLE, path)
-        yield World(home, arguments(upstream, router, home), router)
+        yield World(home, arguments(upstream, router.url, home), router)
     clean(home / "data")
     shutil.rmtree(home, ignore_errors=True)
 
@@ -385,7 +385,7 @@ def disk() -> Iterator[SmallDisk]:
 def test_a_full_disk_is_told_and_the_next_start_succeeds(
     world: World, disk: SmallDisk, what: str, upstream: Upstream, tmp_path: Path
 ) -> None:
-    given = arguments(upstream, world.router, disk.path)
+    given = arguments(upstream, world.router.url, disk.path)
     if what == "checkout":
         given["data_dir"] = tmp_path / "data"
     else:

@@ -20,10 +20,10 @@ from pikuri_memory import Mem0Server
 from pikuri_memory.discovery import read_api_key
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.stack.credentials import Secrets
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack import conftest as world
-from tests.stack import router as routers
 from tests.stack.conftest import Upstream, alone, container, docker
-from tests.stack.router import LLM, Router
+from tests.stack.ollama import LLM, ollama
 
 SERVICES = ("mem0", "qdrant", "router-proxy", "front")
 EXPLORE = """
@@ -50,20 +50,20 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Router]:
-    with routers.running() as running:
+def models() -> Iterator[ScriptedRouter]:
+    with ollama() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def stack(engine_ready: None, upstream: Upstream, models: Router) -> Iterator[Mem0Server]:
+def stack(engine_ready: None, upstream: Upstream, models: ScriptedRouter) -> Iterator[Mem0Server]:
     """One stack for all tests of this module; none of them changes it."""
     home = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
     try:
         with alone("engine", shared=True), pytest.MonkeyPatch.context() as patch:
             if path := world.bundle():
                 patch.setenv(world.BUNDLE, path)
-            with Mem0Server(**world.arguments(upstream, models, home)) as server:
+            with Mem0Server(**world.arguments(upstream, models.url, home)) as server:
                 yield server
             world.clean(server.data_dir)
     finally:
@@ -106,7 +106,7 @@ def inspect(server: Mem0Server, service: str) -> dict[str, Any]:
 
 
 def test_from_inside_the_router_answers_and_nothing_else_of_the_host_does(
-    stack: Mem0Server, models: Router
+    stack: Mem0Server, models: ScriptedRouter
 ) -> None:
     addresses = {
         row.address
@@ -242,14 +242,14 @@ def test_a_container_has_no_power(stack: Mem0Server, service: str) -> None:
 
 
 def test_no_secret_is_in_an_inspection_a_command_line_or_a_log(
-    stack: Mem0Server, models: Router
+    stack: Mem0Server, models: ScriptedRouter
 ) -> None:
     paths = DataPaths.at(stack.data_dir)
     files = Secrets.at(paths)
     secrets = [path.read_text().strip() for path in (files.admin_key, files.jwt, files.qdrant_key)]
     assert read_api_key(paths) in secrets
     assert all(len(secret) >= 32 for secret in secrets)
-    models.script.chat = routers.remembers("The spare key lies under the blue flowerpot.")
+    models.answer = remembers("The spare key lies under the blue flowerpot.")
     with stack.client() as memory:
         memory.add("My spare key lies under the blue flowerpot.", user_id="ada")
         memory.search("blue flowerpot", user_id="ada")

@@ -32,15 +32,15 @@ from pikuri_memory.errors import (
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import local
 from pikuri_memory.stack.plan import short_hash
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack.conftest import Make, container, docker, leftovers, project_of
-from tests.stack.router import Router, remembers
 
 NUTS = "Ada is allergic to walnuts"
 DOG = "Ada has a greyhound called Rex"
 
 
 def test_what_was_added_is_found_and_survives_down_and_up(
-    make: Make, router: Router, name: str
+    make: Make, router: ScriptedRouter, name: str
 ) -> None:
     phases: list[str] = []
     server = make()
@@ -50,18 +50,16 @@ def test_what_was_added_is_found_and_survives_down_and_up(
     assert server.endpoint == f"http://127.0.0.1:{server.port}"
     assert server.port > 0
     with server.client() as memory:
-        router.script.chat = remembers(NUTS)
+        router.answer = remembers(NUTS)
         [added] = memory.add("Remember that I am allergic to walnuts!", user_id=name)
         assert (added.text, added.event) == (NUTS, "ADD")
-        router.script.chat = remembers(DOG)
+        router.answer = remembers(DOG)
         memory.add("My greyhound is called Rex.", user_id=name)
         hits = memory.search("which walnuts is she allergic to?", user_id=name)
         assert hits[0].text == NUTS
-        assert set(router.script.hosts) <= {
-            f"127.0.0.1:{router.port}",
-            "router-proxy.internal:8080",
-        }
-        assert "router-proxy.internal:8080" in router.script.hosts
+        hosts = {seen.headers.get("host") for seen in router.seen()}
+        assert hosts <= {f"127.0.0.1:{router.port}", "router-proxy.internal:8080"}
+        assert "router-proxy.internal:8080" in hosts
     project = project_of(server)
     begun = time.monotonic()
     server.close()
@@ -75,10 +73,10 @@ def test_what_was_added_is_found_and_survives_down_and_up(
 
 
 def test_a_router_that_stops_is_named_and_nothing_is_lost(
-    make: Make, router: Router, name: str
+    make: Make, router: ScriptedRouter, name: str
 ) -> None:
     with make() as server, server.client() as memory:
-        router.script.chat = remembers(NUTS)
+        router.answer = remembers(NUTS)
         memory.add("I am allergic to walnuts", user_id=name)
         router.stop()
         with pytest.raises(RouterUnreachableError, match=f"127.0.0.1:{router.port}"):
@@ -87,17 +85,19 @@ def test_a_router_that_stops_is_named_and_nothing_is_lost(
             memory.search("walnuts", user_id=name)
         assert [record.text for record in memory.get_all(user_id=name)] == [NUTS]
         router.start()
-        router.script.chat = remembers(DOG)
+        router.answer = remembers(DOG)
         memory.add("My greyhound is called Rex", user_id=name)
         assert memory.search("greyhound Rex", user_id=name)[0].text == DOG
 
 
-def test_a_stack_starts_while_its_router_is_down(make: Make, router: Router, name: str) -> None:
+def test_a_stack_starts_while_its_router_is_down(
+    make: Make, router: ScriptedRouter, name: str
+) -> None:
     router.stop()
     with make() as server, server.client() as memory:
         assert memory.get_all(user_id=name) == []
         router.start()
-        router.script.chat = remembers(NUTS)
+        router.answer = remembers(NUTS)
         assert memory.add("I am allergic to walnuts", user_id=name)
 
 
@@ -262,7 +262,7 @@ def test_status_shows_each_service_and_that_it_is_sealed(make: Make) -> None:
 
 
 def test_with_container_router_url_it_is_not_sealed_and_says_why(
-    make: Make, router: Router
+    make: Make, router: ScriptedRouter
 ) -> None:
     with make(container_router_url=f"http://host.docker.internal:{router.port}") as server:
         found = local.describe(DataPaths.at(server.data_dir)).stack
