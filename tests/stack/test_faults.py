@@ -158,9 +158,7 @@ class World:
         """Our patches and one more, so that there is no image of it."""
         directory = self.broken / "patches"
         shutil.copytree(self.given["patch_dir"], directory)
-        (directory / "99-more.patch").write_text(
-            text or "--- /dev/null\n+++ b/server/more.py\n@@ -0,0 +1 @@\n+# nothing\n"
-        )
+        (directory / "99-more.patch").write_text(text or new_file("more.py", "# nothing"))
         return directory
 
     def reached(self, phase: str, mark: Path, running: subprocess.Popen[str]) -> None:
@@ -175,6 +173,11 @@ class World:
             return mark.exists() or (phase == "wait" and told and own)
 
         eventually(there, f"the phase {phase}")
+
+
+def new_file(name: str, line: str) -> str:
+    """A patch that puts a file of one line beside mem0's server."""
+    return f"--- /dev/null\n+++ b/server/{name}\n@@ -0,0 +1 @@\n+{line}\n"
 
 
 @pytest.fixture(scope="module")
@@ -318,41 +321,43 @@ def found_again(memory: Mem0Client) -> bool:
         return False
 
 
-def test_a_patch_that_no_longer_applies_stops_before_the_build(world: World) -> None:
+@contextmanager
+def one_more_patch(world: World, text: str) -> Iterator[Mem0Server]:
+    """A server whose start fails for a patch of this text; the next one without it succeeds."""
     shutil.rmtree(world.broken, ignore_errors=True)
     world.broken.mkdir()
-    patches = world.more_patches(
-        "--- a/server/main.py\n+++ b/server/main.py\n@@ -1,3 +1,3 @@\n never\n-was\n+is\n there\n"
-    )
-    with pytest.raises(PatchError, match=r"99-more.patch(.|\n)*server/main.py, hunk 1"):
-        world.server(patch_dir=patches).start()
+    yield world.server(patch_dir=world.more_patches(text))
     world.nothing_is_left()
     world.check()
+
+
+def test_a_patch_that_no_longer_applies_stops_before_the_build(world: World) -> None:
+    text = (
+        "--- a/server/main.py\n+++ b/server/main.py\n@@ -1,3 +1,3 @@\n never\n-was\n+is\n there\n"
+    )
+    with (
+        one_more_patch(world, text) as server,
+        pytest.raises(PatchError, match=r"99-more.patch(.|\n)*server/main.py, hunk 1"),
+    ):
+        server.start()
 
 
 def test_an_image_that_cannot_be_built_is_told_with_its_output(world: World) -> None:
-    shutil.rmtree(world.broken, ignore_errors=True)
-    world.broken.mkdir()
-    patches = world.more_patches(
-        "--- /dev/null\n+++ b/server/broken.py\n@@ -0,0 +1 @@\n+this is no Python\n"
-    )
-    with pytest.raises(BuildError, match=r"(?i)broken.py|SyntaxError"):
-        world.server(patch_dir=patches).start()
-    world.nothing_is_left()
-    world.check()
+    with (
+        one_more_patch(world, new_file("broken.py", "this is no Python")) as server,
+        pytest.raises(BuildError, match=r"(?i)broken.py|SyntaxError"),
+    ):
+        server.start()
 
 
 def test_a_service_that_ends_at_once_is_told_with_its_last_lines(world: World) -> None:
-    shutil.rmtree(world.broken, ignore_errors=True)
-    world.broken.mkdir()
-    patches = world.more_patches(
-        "--- /dev/null\n+++ b/server/dotenv.py\n@@ -0,0 +1 @@\n"
-        '+raise RuntimeError("I do not want to")\n'
-    )
-    with pytest.raises(StackStartError, match=r"mem0(.|\n)*RuntimeError"):
-        world.server(patch_dir=patches).start()
-    world.nothing_is_left()
-    world.check()
+    with (
+        one_more_patch(
+            world, new_file("dotenv.py", 'raise RuntimeError("I do not want to")')
+        ) as server,
+        pytest.raises(StackStartError, match=r"mem0(.|\n)*RuntimeError"),
+    ):
+        server.start()
 
 
 def test_a_truncated_checkout_is_made_anew(world: World) -> None:
