@@ -363,7 +363,7 @@ def test_a_broken_answer_is_asked_for_once_more(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_answer_that_stays_so_is_an_error_and_never_nothing(name: str) -> None:
+def test_row_2_a_broken_answer_that_stays_so_is_an_error_and_never_nothing(name: str) -> None:
     with Answering(BROKEN[name]) as answering, pytest.raises(ModelAnswerError) as caught:
         extract(answering)
     assert len(answering.asked) == 2

@@ -103,7 +103,9 @@ def _of(name: str, home: Path) -> bool:
     return docker("inspect", "--format", label, name) == str(home / "data")
 
 
-def test_down_removes_what_a_killed_keeper_left(run: Runner, flags: list[str], home: Path) -> None:
+def test_row_27_down_removes_what_a_killed_keeper_left(
+    run: Runner, flags: list[str], home: Path
+) -> None:
     assert run(*flags).code == 0
     info = discovery.read_server_info(DataPaths.at(home / "data"))
     assert info is not None

@@ -287,7 +287,7 @@ def test_two_supervisors_at_once_share_one_stack(world: World, first_out: int) -
 
 
 @pytest.mark.parametrize("how", ["kill", "remove"])
-def test_services_that_die_come_back(world: World, how: str) -> None:
+def test_row_25_services_that_die_come_back(world: World, how: str) -> None:
     with world.server() as server, server.client() as memory:
         for service in ("mem0", "qdrant", "front", "router-proxy"):
             before = container(server, service)
@@ -350,7 +350,7 @@ def test_an_image_that_cannot_be_built_is_told_with_its_output(world: World) -> 
         server.start()
 
 
-def test_a_service_that_ends_at_once_is_told_with_its_last_lines(world: World) -> None:
+def test_row_24_a_service_that_ends_at_once_is_told_with_its_last_lines(world: World) -> None:
     with (
         one_more_patch(
             world, new_file("dotenv.py", 'raise RuntimeError("I do not want to")')

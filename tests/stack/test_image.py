@@ -56,7 +56,7 @@ def run(image: str, *command: str) -> str:
     )
 
 
-def test_every_package_is_the_one_of_the_constraints(image: str) -> None:
+def test_row_6_every_package_is_the_one_of_the_constraints(image: str) -> None:
     found = json.loads(run(image, "/opt/mem0/bin/python", "-c", PACKAGES))
     installed = {canonical(name): version for name, version in found.items()}
     assert installed.pop("mem0ai") == "2.0.4"
@@ -72,7 +72,7 @@ def test_the_library_is_the_checkout_s(image: str, source: Path) -> None:
     assert "enable_thinking" in shown
 
 
-def test_nothing_reloads_and_nothing_is_installed_at_start(image: str) -> None:
+def test_row_6_nothing_reloads_and_nothing_is_installed_at_start(image: str) -> None:
     [config] = json.loads(docker("image", "inspect", image))
     started = config["Config"]["Entrypoint"]
     assert started == ["/opt/mem0/bin/python", "/opt/pikuri/entrypoint.py"]

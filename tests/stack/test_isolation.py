@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import socket
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ for name, address, port in json.load(sys.stdin):
     except OSError as error:
         found[name] = type(error).__name__
 print(json.dumps(found))
+"""
+DRIVERS = """
+import importlib.util, json, sys
+print(json.dumps([name for name in json.load(sys.stdin) if importlib.util.find_spec(name)]))
 """
 ROUTES = """
 import json
@@ -102,10 +107,28 @@ def inspect(server: Mem0Server, service: str) -> dict[str, Any]:
     return shown[0]
 
 
+# ------------------------------------------------------------------ what it is made of
+
+
+def test_row_7_nothing_in_the_stack_is_or_asks_for_postgres(stack: Mem0Server) -> None:
+    label = f"label=com.docker.compose.project={world.project_of(stack)}"
+    shape = '{{.Label "com.docker.compose.service"}}'
+    assert sorted(docker("ps", "--filter", label, "--format", shape).split()) == sorted(SERVICES)
+    for service in SERVICES:
+        shown = inspect(stack, service)["Config"]
+        assert "postgres" not in json.dumps([shown["Image"], shown["Env"]]).lower(), service
+    drivers = ["psycopg", "psycopg2", "asyncpg", "pg8000", "pgvector"]
+    assert inside(stack, "mem0", DRIVERS, drivers) == []
+    [accounts] = stack.data_dir.glob("history/app.db")
+    with contextlib.closing(sqlite3.connect(f"file:{accounts}?mode=ro", uri=True)) as tables:
+        names = {name for (name,) in tables.execute("select name from sqlite_master")}
+    assert {"users", "api_keys", "settings"} <= names
+
+
 # ------------------------------------------------------------------ what it can reach
 
 
-def test_from_inside_the_router_answers_and_nothing_else_of_the_host_does(
+def test_row_9_from_inside_the_router_answers_and_nothing_else_of_the_host_does(
     stack: Mem0Server, models: ScriptedRouter
 ) -> None:
     addresses = {

@@ -39,7 +39,7 @@ NUTS = "Ada is allergic to walnuts"
 DOG = "Ada has a greyhound called Rex"
 
 
-def test_what_was_added_is_found_and_survives_down_and_up(
+def test_row_5_what_was_added_is_found_and_survives_down_and_up(
     make: Make, router: ScriptedRouter, name: str
 ) -> None:
     phases: list[str] = []
@@ -72,7 +72,7 @@ def test_what_was_added_is_found_and_survives_down_and_up(
         assert {record.text for record in memory.get_all(user_id=name)} == {NUTS, DOG}
 
 
-def test_a_router_that_stops_is_named_and_nothing_is_lost(
+def test_row_3_a_router_that_stops_is_named_and_nothing_is_lost(
     make: Make, router: ScriptedRouter, name: str
 ) -> None:
     with make() as server, server.client() as memory:
@@ -138,7 +138,7 @@ def test_secrets_are_in_files_of_mode_0600_and_nowhere_else(make: Make) -> None:
                 assert text not in place
 
 
-def test_the_key_is_needed_and_a_new_one_is_taken(make: Make, name: str) -> None:
+def test_row_10_the_key_is_needed_and_a_new_one_is_taken(make: Make, name: str) -> None:
     with make() as server:
         with Mem0Client(server.endpoint, "wrong") as stranger:
             with pytest.raises(AuthenticationError):
@@ -182,7 +182,7 @@ def test_an_http_client_of_the_callers_is_used_and_left_open(make: Make, name: s
         assert not http.is_closed
 
 
-def test_an_embedder_of_another_length_is_refused_before_anything_is_built(
+def test_row_1_an_embedder_of_another_length_is_refused_before_anything_is_built(
     make: Make, home: Path
 ) -> None:
     server = make(embedding_dims=384)
@@ -193,7 +193,7 @@ def test_an_embedder_of_another_length_is_refused_before_anything_is_built(
     assert not server.checkout_dir.exists()
 
 
-def test_another_embedder_than_that_of_the_memories_is_refused(make: Make, name: str) -> None:
+def test_row_1_another_embedder_than_that_of_the_memories_is_refused(make: Make, name: str) -> None:
     with make():
         pass
     with pytest.raises(EmbedderMismatchError, match="were embedded by scripted-embedder") as caught:
@@ -204,7 +204,7 @@ def test_another_embedder_than_that_of_the_memories_is_refused(make: Make, name:
 
 
 @pytest.mark.parametrize("which", ["port", "qdrant_port"])
-def test_a_port_that_is_taken_names_its_owner(make: Make, which: str) -> None:
+def test_row_26_a_port_that_is_taken_names_its_owner(make: Make, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortInUseError, match=f"{port} .*\\(pid {os.getpid()}\\)"):
@@ -228,7 +228,7 @@ def test_an_embedded_server_on_the_same_data_or_port_is_told(
         assert server.client().get_all(user_id="nobody") == []
 
 
-def test_containers_of_somebody_else_are_never_touched(make: Make, home: Path) -> None:
+def test_row_27_containers_of_somebody_else_are_never_touched(make: Make, home: Path) -> None:
     server = make()
     project = f"{server.COMPOSE_PROJECT}-{short_hash(str(server.data_dir))}"
     name = f"{project}-stranger"
