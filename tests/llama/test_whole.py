@@ -92,6 +92,12 @@ class User:
         """Add a text, with extraction."""
         return self.succeeds("add", text, "--user", "ada")
 
+    def has_both_models(self, text: str, question: str) -> None:
+        """A second fact is found in a text and stored, and a search has vectors."""
+        self.remembers(text)
+        assert self.degraded(question) is None
+        assert len(self.texts("the user")) == 2
+
 
 def by_the_same_name(server: LlamaServer, model: str, other: str) -> None:
     """Let a server offer the file of another model, from its next start on."""
@@ -172,9 +178,7 @@ def test_models_that_are_killed_are_loaded_again_unnoticed(
     assert len(children) == 2
     for child in children:
         child.kill()
-    user.remembers("I live in Joensuu.")
-    assert user.degraded("knitting") is None
-    assert len(user.texts("the user")) == 2
+    user.has_both_models("I live in Joensuu.", "knitting")
 
 
 def test_our_restart_needs_no_router(user: User, start_llama: StartRouter) -> None:
@@ -187,9 +191,7 @@ def test_our_restart_needs_no_router(user: User, start_llama: StartRouter) -> No
     assert user.texts("falconry") == ["The user likes falconry."]
     assert user.degraded("falconry?") is not None
     server.start()
-    user.remembers("I live in Kuopio.")
-    assert user.degraded("falconry again?") is None
-    assert len(user.texts("the user")) == 2
+    user.has_both_models("I live in Kuopio.", "falconry again?")
 
 
 def test_a_router_that_is_away_at_its_first_mention_is_told(
@@ -281,9 +283,7 @@ def test_room_for_one_model_at_a_time_is_enough(user: User, start_llama: StartRo
     server = start_llama(CHAT, EMBEDDER, arguments=("--models-max", "1"))
     user.uses(server)
     user.remembers("I like origami.")
-    user.remembers("I live in Turku.")
-    assert user.degraded("origami") is None
-    assert len(user.texts("the user")) == 2
+    user.has_both_models("I live in Turku.", "origami")
 
 
 def test_a_text_longer_than_the_model_reads_is_found_by_its_beginning(
