@@ -293,7 +293,8 @@ def test_row_25_services_that_die_come_back(world: World, how: str) -> None:
             before = container(server, service)
             docker(*(("kill", before) if how == "kill" else ("rm", "--force", before)))
             eventually(lambda: found_again(memory), f"the return of {service}")
-            assert docker("inspect", "-f", "{{.State.Running}}", container(server, service))
+            state = docker("inspect", "-f", "{{.State.Running}}", container(server, service))
+            assert state == "true", service
     world.nothing_is_left()
 
 
