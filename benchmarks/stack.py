@@ -267,7 +267,8 @@ def _bare(workspace: Workspace) -> Iterator[int]:
 def _throughput(
     workspace: Workspace, upstream: Any, rounds: int, seconds: float
 ) -> dict[str, dict[str, float]]:
-    from tests.stack import conftest, patched, router
+    from tests.stack import conftest, patched
+    from tests.stack.ollama import ollama
 
     from pikuri_memory import Mem0Server
 
@@ -275,7 +276,7 @@ def _throughput(
     tag = "pikuri-test-mem0:measured"
     seen: dict[str, dict[str, list[float]]] = {}
     with contextlib.ExitStack() as running:
-        models = running.enter_context(router.running())
+        models = running.enter_context(ollama())
         targets: dict[str, Any] = {}
         for left_out in ("", *LEFT_OUT):
             source = patched.checkout(

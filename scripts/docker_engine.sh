@@ -113,6 +113,27 @@ close_inherited() {
   done
 }
 
+await_answer() { # SECONDS COMMAND WHO LOG: until the command succeeds
+  local waited=0
+  until "$2"; do
+    waited=$((waited + 1))
+    if [ "$waited" -gt $(($1 * 4)) ]; then
+      tail -20 "$4" >&2
+      die "$3 did not answer within $1 s" "read $4"
+    fi
+    sleep 0.25
+  done
+}
+
+await_end() { # PID WHO
+  local waited=0
+  while [ -e "/proc/$1" ]; do
+    waited=$((waited + 1))
+    [ "$waited" -le 240 ] || die "$2 (pid $1) did not stop within 60 s" "kill -9 $1"
+    sleep 0.25
+  done
+}
+
 ours() { # the pid of our daemon, if it runs
   local pid
   pid=$(cat "$pidfile" 2>/dev/null) || return 1
@@ -155,15 +176,7 @@ start_daemon() {
       --data-root "$home/data" --exec-root "$home/exec" --pidfile "$pidfile" \
       --host "unix://$socket" --group root --log-level warn >>"$log" 2>&1 </dev/null &
   )
-  local waited=0
-  until answers; do
-    waited=$((waited + 1))
-    if [ "$waited" -gt 240 ]; then
-      tail -20 "$log" >&2
-      die "the daemon did not answer within 60 s" "read $log"
-    fi
-    sleep 0.25
-  done
+  await_answer 60 answers "the daemon" "$log"
   status_line
 }
 
@@ -194,12 +207,7 @@ stop_daemon() {
     return
   fi
   as_root kill "$pid"
-  local waited=0
-  while [ -e "/proc/$pid" ]; do
-    waited=$((waited + 1))
-    [ "$waited" -le 240 ] || die "the daemon (pid $pid) did not stop within 60 s" "kill -9 $pid"
-    sleep 0.25
-  done
+  await_end "$pid" "the daemon"
   stop_leftovers
   echo "stopped"
 }
@@ -258,15 +266,7 @@ start_rootless() {
         --storage-driver fuse-overlayfs --data-root "$1/data" --log-level warn' \
       sh "$rootless" >"$home/rootless.log" 2>&1 </dev/null &
   )
-  local waited=0
-  until rootless_answers; do
-    waited=$((waited + 1))
-    if [ "$waited" -gt 360 ]; then
-      tail -20 "$home/rootless.log" >&2
-      die "the rootless daemon did not answer within 90 s" "read $home/rootless.log"
-    fi
-    sleep 0.25
-  done
+  await_answer 90 rootless_answers "the rootless daemon" "$home/rootless.log"
   echo "a rootless daemon of $rootless_user on $rootless_socket"
 }
 
@@ -277,12 +277,7 @@ stop_rootless() {
     return
   fi
   kill "$pid"
-  local waited=0
-  while [ -e "/proc/$pid" ]; do
-    waited=$((waited + 1))
-    [ "$waited" -le 240 ] || die "the rootless daemon (pid $pid) did not stop within 60 s" "kill -9 $pid"
-    sleep 0.25
-  done
+  await_end "$pid" "the rootless daemon"
   echo "stopped"
 }
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import pikuri_memory
 from pikuri_memory import (
     DataDirectoryInUseError,
     EmbeddedServer,
@@ -72,9 +73,18 @@ def test_row_4_what_is_reported_as_added_can_be_read_in_the_record(server: Embed
     assert {memory.get(each.id).text for each in added} == {f"fact number {i}" for i in range(30)}
 
 
-def test_row_5_and_30_down_removes_nothing_and_the_data_lies_in_the_data_directory(
-    tmp_path: Path,
-) -> None:
+def test_row_5_down_removes_nothing(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    command("up", "--port", "0", data_dir=data)
+    try:
+        command("add", "I live in Oulu", "--user", "anna", data_dir=data)
+    finally:
+        command("down", data_dir=data)
+    with EmbeddedServer(port=0, data_dir=data) as server:
+        assert [m.text for m in server.client().get_all(user_id="anna")] == ["I live in Oulu"]
+
+
+def test_row_30_the_data_lies_in_the_data_directory_and_status_says_where() -> None:
     data = Path(os.environ["XDG_DATA_HOME"]) / "pikuri" / "memory"
     run = [sys.executable, "-m", "pikuri_memory"]
     process.run([*run, "up", "--port", "0"], timeout=60)
@@ -85,8 +95,6 @@ def test_row_5_and_30_down_removes_nothing_and_the_data_lies_in_the_data_directo
     finally:
         process.run([*run, "down"], timeout=60)
     assert DataPaths(data).record.is_file()
-    with EmbeddedServer(port=0) as server:
-        assert [m.text for m in server.client().get_all(user_id="anna")] == ["I live in Oulu"]
 
 
 def test_row_8_no_key_no_account_no_network(server: EmbeddedServer) -> None:
@@ -135,15 +143,24 @@ def test_row_14_many_writers_at_once_never_meet_a_locked_database(server: Embedd
     assert len(server.client().get_all(user_id="anna")) == 200
 
 
-def test_row_18_and_20_one_server_serves_all_and_nothing_is_downloaded(
+def test_row_18_the_embedder_is_in_the_package_and_nothing_comes_to_lie_beside_it(
     server: EmbeddedServer,
 ) -> None:
+    shipped = Path(pikuri_memory.__file__).parent
+    assert [path.name for path in shipped.rglob("*.onnx")] == ["minilm.onnx"]
+    server.client().add("I live in Oulu", user_id="anna")
+    assert server.client().search("Where is home?", user_id="anna")
+    status = json.loads(command("status", "--json", data_dir=server.data_dir).stdout)
+    assert status["embedder"]["model"] == "all-MiniLM-L6-v2"
+    home = Path(os.environ["HOME"])
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_row_20_one_server_serves_all(server: EmbeddedServer) -> None:
     with EmbeddedServer(port=0, data_dir=server.data_dir) as second:
         assert second.endpoint == server.endpoint
         second.client().add("I live in Oulu", user_id="anna")
     assert [m.text for m in server.client().get_all(user_id="anna")] == ["I live in Oulu"]
-    status = json.loads(command("status", "--json", data_dir=server.data_dir).stdout)
-    assert status["embedder"]["model"] == "all-MiniLM-L6-v2"
 
 
 def test_row_21_an_export_is_verified_by_importing_it(tmp_path: Path) -> None:
@@ -162,7 +179,7 @@ def test_row_21_an_export_is_verified_by_importing_it(tmp_path: Path) -> None:
         assert again == changes
 
 
-def test_row_24_and_28_a_failed_start_tells_the_reason_and_a_hint(tmp_path: Path) -> None:
+def test_row_24_a_failed_start_tells_the_reason_and_a_hint(tmp_path: Path) -> None:
     data = DataPaths(tmp_path / "data")
     data.root.mkdir()
     data.record.write_bytes(b"this is no database" * 1000)

@@ -64,7 +64,7 @@ def test_a_deadline_of_zero_is_one_look(clock: Clock) -> None:
     assert clock.slept == []
 
 
-def test_a_timeout_tells_what_how_long_in_which_state_and_what_to_type(clock: Clock) -> None:
+def test_row_24_a_timeout_tells_what_how_long_in_which_state_and_what_to_type(clock: Clock) -> None:
     with pytest.raises(WaitTimeoutError, match="waited 3 s for the moon: still rising") as failed:
         wait_for(
             lambda: None,

@@ -40,7 +40,7 @@ def test_a_reset_asks_and_then_deletes_everything(run: Runner, data_dir: Path) -
     assert run("list").out == ""
 
 
-def test_destroy_wants_the_name_typed(run: Runner, data_dir: Path) -> None:
+def test_row_5_destroy_wants_the_name_typed(run: Runner, data_dir: Path) -> None:
     run("up")
     for words, stdin in (
         (["destroy"], ""),

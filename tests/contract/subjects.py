@@ -58,7 +58,7 @@ def embedded(directory: Path) -> Iterator[Subject]:
         yield Subject(server.endpoint, key, server.client, server.async_client)
 
 
-def verbatim(request: dict[str, Any]) -> str:
+def verbatim(request: Mapping[str, Any]) -> str:
     """An extraction that finds each message of the user's, as it is."""
     prompt = str(request["messages"][-1]["content"])
     new = prompt.rpartition("## New Messages\n")[2].partition("\n## ")[0]
@@ -81,21 +81,19 @@ def stack_server(directory: Path) -> Iterator[Mem0Server]:
     """A running stack, with a router whose embedder knows meanings."""
     from pikuri_memory.models.builtin import BuiltinEmbedder
     from tests.stack import conftest as world
-    from tests.stack import router as routers
+    from tests.stack.ollama import ollama
 
     world.ensure_engine()
     upstream = world.source(directory / "upstream")
     embedder = BuiltinEmbedder()
     with (
         world.alone("engine", shared=True),
-        routers.running() as router,
+        ollama(answer=verbatim, embed=lambda text: embedder.embed([text])[0].tolist()) as router,
         pytest.MonkeyPatch.context() as patch,
     ):
         if bundle := world.bundle():
             patch.setenv(world.BUNDLE, bundle)
-        router.script.chat = verbatim
-        router.script.embed = lambda text: [float(x) for x in embedder.embed([text])[0]]
-        given = world.arguments(upstream, router, directory)
+        given = world.arguments(upstream, router.url, directory)
         with Mem0Server(**{**given, "embedding_dims": 384}) as server:
             yield server
 

@@ -43,6 +43,7 @@ from tests.conftest import require
 from tests.embedded.parts import HashEmbedder
 from tests.robustness.connections import SYSCALLS, addresses, outside
 from tests.router.scripted import ScriptedRouter
+from tests.temptations import TEMPTATIONS
 
 ROOT = Path(__file__).parents[2]
 CHAT = "scripted-instruct"
@@ -362,7 +363,7 @@ def test_a_broken_answer_is_asked_for_once_more(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_answer_that_stays_so_is_an_error_and_never_nothing(name: str) -> None:
+def test_row_2_a_broken_answer_that_stays_so_is_an_error_and_never_nothing(name: str) -> None:
     with Answering(BROKEN[name]) as answering, pytest.raises(ModelAnswerError) as caught:
         extract(answering)
     assert len(answering.asked) == 2
@@ -578,23 +579,6 @@ def test_nothing_of_a_turn_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     told = [record.getMessage() for record in caplog.records]
     assert not any("SECRET" in line or "Turku" in line for line in told)
     assert not any(record.name.startswith("mem0") for record in caplog.records)
-
-
-BAIT = "127.66.66.66"
-TEMPTATIONS = {
-    "OPENROUTER_API_KEY": "sk-or-nothing",
-    "OPENAI_API_KEY": "sk-nothing",
-    "OPENAI_BASE_URL": f"http://{BAIT}/v1",
-    "OPENAI_API_BASE": f"http://{BAIT}/v1",
-    "HTTP_PROXY": f"http://{BAIT}:3128",
-    "HTTPS_PROXY": f"http://{BAIT}:3128",
-    "ALL_PROXY": f"http://{BAIT}:3128",
-    "http_proxy": f"http://{BAIT}:3128",
-    "all_proxy": f"http://{BAIT}:3128",
-    "MEM0_TELEMETRY": "True",
-    "POSTHOG_HOST": f"http://{BAIT}",
-    "HF_ENDPOINT": f"http://{BAIT}",
-}
 
 
 def alone(router: ScriptedRouter, home: Path, *before: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.llama.server import (
+from tests.llama.offers import (
     CHAT,
     EMBEDDER,
     OTHER_EMBEDDER,
@@ -15,13 +15,13 @@ from tests.llama.server import (
     SMALL_CONTEXT,
     STUBBORN,
     THINKER,
-    LlamaServer,
     preset,
-    require_llama_server,
     write_models,
 )
+from tests.llama.server import LlamaServer, require_llama_server
 
 StartRouter = Callable[..., LlamaServer]
+SingleModel = Callable[..., LlamaServer]
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +61,17 @@ def start_llama(models: Path, tmp_path: Path) -> Iterator[StartRouter]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def single_llama(models: Path, tmp_path: Path) -> SingleModel:
+    """Makes a llama-server of one model, that is not started yet: its name, further arguments."""
+
+    def make(model: str, *arguments: str) -> LlamaServer:
+        words = ["-m", str(models / f"{model}.gguf"), "--threads", "1", *arguments]
+        return LlamaServer(require_llama_server(), words, tmp_path / "single")
+
+    return make
 
 
 def _router(

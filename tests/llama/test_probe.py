@@ -12,17 +12,9 @@ from pikuri_memory.errors import ModelNotOfferedError
 from pikuri_memory.models.probe import Probe, probe, same_vectors
 from pikuri_memory.models.router import Router
 from pikuri_memory.waiting import Deadline
-from tests.llama.conftest import StartRouter
-from tests.llama.server import (
-    CHAT,
-    EMBEDDER,
-    OTHER_EMBEDDER,
-    SMALL_CONTEXT,
-    STUBBORN,
-    THINKER,
-    LlamaServer,
-    require_llama_server,
-)
+from tests.llama.conftest import SingleModel, StartRouter
+from tests.llama.offers import CHAT, EMBEDDER, OTHER_EMBEDDER, SMALL_CONTEXT, STUBBORN, THINKER
+from tests.llama.server import LlamaServer
 
 
 def looked(
@@ -100,11 +92,9 @@ def test_thinking_is_noticed_and_switched_off(llama: LlamaServer, model: str) ->
 
 
 def test_a_context_that_is_too_small_is_told_with_what_to_type(
-    models: Path, tmp_path: Path
+    single_llama: SingleModel,
 ) -> None:
-    arguments = ["-m", str(models / f"{CHAT}.gguf"), "--threads", "1"]
-    server = LlamaServer(require_llama_server(), [*arguments, "-c", "2000"], tmp_path / "single")
-    with server:
+    with single_llama(CHAT, "-c", "2000") as server:
         found = looked(server)
     assert found.chat is not None
     assert found.chat.context_tokens == 2048
@@ -113,8 +103,7 @@ def test_a_context_that_is_too_small_is_told_with_what_to_type(
     assert "2048" in problem.text
     typed = re.search(r"llama-server (-c \d+.*?) \.\.\.", problem.hint)
     assert typed is not None
-    server.arguments = [*arguments, *shlex.split(typed.group(1))]
-    with server:
+    with single_llama(CHAT, *shlex.split(typed.group(1))) as server:
         found = looked(server)
     assert found.chat is not None
     assert found.chat.fits is True

@@ -20,17 +20,9 @@ from pikuri_memory.errors import (
     RouterUnreachableError,
 )
 from pikuri_memory.models.router import Endpoint, Patience, Router
-from tests.llama.conftest import StartRouter
-from tests.llama.server import (
-    CHAT,
-    EMBEDDER,
-    OTHER_EMBEDDER,
-    SMALL_CONTEXT,
-    STUBBORN,
-    THINKER,
-    LlamaServer,
-    require_llama_server,
-)
+from tests.llama.conftest import SingleModel, StartRouter
+from tests.llama.offers import CHAT, EMBEDDER, OTHER_EMBEDDER, SMALL_CONTEXT, STUBBORN, THINKER
+from tests.llama.server import LlamaServer
 
 FACTS: dict[str, Any] = {
     "type": "json_schema",
@@ -190,10 +182,9 @@ def test_a_unix_socket_serves_as_an_address(start_llama: StartRouter, tmp_path: 
 
 
 def test_a_server_with_one_model_needs_no_name_and_tells_its_context(
-    models: Path, tmp_path: Path
+    single_llama: SingleModel,
 ) -> None:
-    arguments = ["-m", str(models / f"{CHAT}.gguf"), "-c", "4096", "--threads", "1"]
-    with LlamaServer(require_llama_server(), arguments, tmp_path / "single") as server:
+    with single_llama(CHAT, "-c", "4096") as server:
         router = Router(server.url)
         (model,) = router.models()
         assert model.context_tokens == 4096
@@ -201,10 +192,9 @@ def test_a_server_with_one_model_needs_no_name_and_tells_its_context(
         router.close()
 
 
-def test_an_embedding_server_is_not_taken_for_a_chat(models: Path, tmp_path: Path) -> None:
+def test_an_embedding_server_is_not_taken_for_a_chat(single_llama: SingleModel) -> None:
     # It lists the capability "completion" all the same.
-    arguments = ["-m", str(models / f"{EMBEDDER}.gguf"), "--embeddings", "--threads", "1"]
-    with LlamaServer(require_llama_server(), arguments, tmp_path / "single") as server:
+    with single_llama(EMBEDDER, "--embeddings") as server:
         router = Router(server.url)
         (model,) = router.models()
         assert model.kind != "chat"
@@ -240,9 +230,8 @@ def test_a_restart_is_waited_out(start_llama: StartRouter) -> None:
     router.close()
 
 
-def test_a_model_that_is_loading_is_waited_for(models: Path, tmp_path: Path) -> None:
-    arguments = ["-m", str(models / f"{EMBEDDER}.gguf"), "--embeddings", "--threads", "1"]
-    server = LlamaServer(require_llama_server(), arguments, tmp_path / "single")
+def test_a_model_that_is_loading_is_waited_for(single_llama: SingleModel) -> None:
+    server = single_llama(EMBEDDER, "--embeddings")
     with server:
         pass
     server.start(ready=False)

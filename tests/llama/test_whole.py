@@ -21,17 +21,9 @@ from pikuri_memory import discovery
 from pikuri_memory.cli.main import main
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers.embedded import EmbeddedServer
-from tests.llama.conftest import StartRouter
-from tests.llama.server import (
-    CHAT,
-    EMBEDDER,
-    OTHER_EMBEDDER,
-    SMALL_CONTEXT,
-    STUBBORN,
-    THINKER,
-    LlamaServer,
-    require_llama_server,
-)
+from tests.llama.conftest import SingleModel, StartRouter
+from tests.llama.offers import CHAT, EMBEDDER, OTHER_EMBEDDER, SMALL_CONTEXT, STUBBORN, THINKER
+from tests.llama.server import LlamaServer
 
 ROUTER_FAILED = 9
 WRONG_EMBEDDER = 5
@@ -77,6 +69,10 @@ class User:
         assert told.code == 0, told.err
         return told
 
+    def uses(self, server: LlamaServer, *words: str) -> Told:
+        """Start a server of our own whose models are this one's."""
+        return self.succeeds("up", "--port", "0", "--router", server.url, *words)
+
     def types_hint(self, hint: str) -> Told:
         """Run the first ``pikuri-memory`` command that a hint names."""
         found = re.search(r"pikuri-memory ([a-z]+(?: --?[a-z-]+(?: [^\s;,()]+)?)*)", hint)
@@ -96,6 +92,20 @@ class User:
         """Add a text, with extraction."""
         return self.succeeds("add", text, "--user", "ada")
 
+    def has_both_models(self, text: str, question: str) -> None:
+        """A second fact is found in a text and stored, and a search has vectors."""
+        self.remembers(text)
+        assert self.degraded(question) is None
+        assert len(self.texts("the user")) == 2
+
+
+def by_the_same_name(server: LlamaServer, model: str, other: str) -> None:
+    """Let a server offer the file of another model, from its next start on."""
+    preset = Path(server.arguments[1])
+    listed = preset.read_text()
+    assert f"/{model}.gguf" in listed
+    preset.write_text(listed.replace(f"/{model}.gguf", f"/{other}.gguf"))
+
 
 @pytest.fixture
 def user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[User]:
@@ -108,7 +118,7 @@ def test_the_address_alone_is_enough(user: User, start_llama: StartRouter) -> No
     server = start_llama(SMALL_CONTEXT, CHAT, EMBEDDER)
     listed = user.succeeds("models", "--router", server.url).out
     assert re.search(rf"^{EMBEDDER}\tembedding", listed, re.MULTILINE)
-    up = user.succeeds("up", "--port", "0", "--router", server.url)
+    up = user.uses(server)
     assert re.search(rf"extraction: +by {CHAT}", up.out)
     assert re.search(rf"embedder: +{EMBEDDER}", up.out)
     user.remembers("In my free time I play the kantele, you know.")
@@ -128,7 +138,7 @@ def test_a_turn_without_facts_stores_nothing_and_is_no_error(
     user: User, start_llama: StartRouter
 ) -> None:
     server = start_llama(CHAT, EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("Good morning! How are you today?")
     assert user.texts("morning") == []
 
@@ -137,7 +147,7 @@ def test_a_restart_of_the_router_loses_nothing_and_heals_by_itself(
     user: User, start_llama: StartRouter
 ) -> None:
     server = start_llama(CHAT, EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I like origami.")
     server.stop()
     refused = user.types("add", "I live in Vaasa.", "--user", "ada")
@@ -161,21 +171,19 @@ def test_models_that_are_killed_are_loaded_again_unnoticed(
     user: User, start_llama: StartRouter
 ) -> None:
     server = start_llama(CHAT, EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I like knitting.")
     assert server.process is not None
     children = psutil.Process(server.process.pid).children()
     assert len(children) == 2
     for child in children:
         child.kill()
-    user.remembers("I live in Joensuu.")
-    assert user.degraded("knitting") is None
-    assert len(user.texts("the user")) == 2
+    user.has_both_models("I live in Joensuu.", "knitting")
 
 
 def test_our_restart_needs_no_router(user: User, start_llama: StartRouter) -> None:
     server = start_llama(CHAT, EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I like falconry.")
     user.succeeds("down")
     server.stop()
@@ -183,9 +191,7 @@ def test_our_restart_needs_no_router(user: User, start_llama: StartRouter) -> No
     assert user.texts("falconry") == ["The user likes falconry."]
     assert user.degraded("falconry?") is not None
     server.start()
-    user.remembers("I live in Kuopio.")
-    assert user.degraded("falconry again?") is None
-    assert len(user.texts("the user")) == 2
+    user.has_both_models("I live in Kuopio.", "falconry again?")
 
 
 def test_a_router_that_is_away_at_its_first_mention_is_told(
@@ -201,19 +207,19 @@ def test_a_router_that_is_away_at_its_first_mention_is_told(
 
 @pytest.mark.parametrize("mode", ["single", "router"])
 def test_what_a_small_context_says_to_type_solves_it(
-    user: User, start_llama: StartRouter, models: Path, tmp_path: Path, mode: str
+    user: User, start_llama: StartRouter, single_llama: SingleModel, mode: str
 ) -> None:
     if mode == "single":
-        arguments = ["-m", str(models / f"{CHAT}.gguf"), "--threads", "1"]
-        small = ["-c", "2000"]
-        server = LlamaServer(require_llama_server(), [*arguments, *small], tmp_path / "single")
+        server = single_llama(CHAT)
+        arguments = server.arguments
+        server.arguments = [*arguments, "-c", "2000"]
         server.start()
     else:
         # What is typed goes before what stands in the file of the preset.
         server = start_llama(SMALL_CONTEXT, EMBEDDER)
         arguments = server.arguments
     with server:
-        up = user.succeeds("up", "--port", "0", "--router", server.url)
+        up = user.uses(server)
         assert re.search("problem: .* more than the (2048|2000) tokens", up.out + up.err)
         refused = user.types("add", "I play the kantele.", "--user", "ada")
         assert refused.code == ROUTER_FAILED
@@ -232,7 +238,7 @@ def test_another_embedder_is_refused_until_the_hint_is_typed(
     user: User, start_llama: StartRouter
 ) -> None:
     server = start_llama(CHAT, EMBEDDER, OTHER_EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I like juggling.")
     user.succeeds("down")
     refused = user.types("up", "--port", "0", "--embedder-model", OTHER_EMBEDDER)
@@ -245,15 +251,13 @@ def test_another_embedder_is_refused_until_the_hint_is_typed(
 
 
 def test_a_model_that_changed_its_dimension_is_put_right_by_the_hint(
-    user: User, start_llama: StartRouter, models: Path
+    user: User, start_llama: StartRouter
 ) -> None:
     server = start_llama(CHAT, EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I like croquet.")
     server.stop()
-    preset = Path(server.arguments[1])
-    wrong = f"model = {models / OTHER_EMBEDDER}.gguf"
-    preset.write_text(preset.read_text().replace(f"model = {models / EMBEDDER}.gguf", wrong))
+    by_the_same_name(server, EMBEDDER, OTHER_EMBEDDER)
     server.start()
     refused = user.types("add", "I live in Turku.", "--user", "ada")
     assert refused.code == ROUTER_FAILED
@@ -270,25 +274,23 @@ def test_a_unix_socket_is_a_router_too(
     user: User, start_llama: StartRouter, tmp_path: Path
 ) -> None:
     server = start_llama(CHAT, EMBEDDER, host=str(tmp_path / "router.sock"))
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I live in Vaasa.")
     assert user.texts("Vaasa") == ["The user lives in Vaasa."]
 
 
 def test_room_for_one_model_at_a_time_is_enough(user: User, start_llama: StartRouter) -> None:
     server = start_llama(CHAT, EMBEDDER, arguments=("--models-max", "1"))
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I like origami.")
-    user.remembers("I live in Turku.")
-    assert user.degraded("origami") is None
-    assert len(user.texts("the user")) == 2
+    user.has_both_models("I live in Turku.", "origami")
 
 
 def test_a_text_longer_than_the_model_reads_is_found_by_its_beginning(
     user: User, start_llama: StartRouter
 ) -> None:
     server = start_llama(EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url, "--llm-model", "none")
+    user.uses(server, "--llm-model", "none")
     long = "The user likes falconry. " + "Then many other things were said about the day. " * 200
     user.succeeds("add", long, "--user", "ada")
     user.succeeds("add", "Nothing was planned for today.", "--user", "ada")
@@ -302,22 +304,20 @@ def test_a_model_that_thinks_extracts_as_well(
     user: User, start_llama: StartRouter, model: str
 ) -> None:
     server = start_llama(model, EMBEDDER)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     user.remembers("I like knitting.")
     assert user.texts("knitting") == ["The user likes knitting."]
 
 
 def test_a_model_that_thinks_without_end_says_what_to_type(
-    user: User, start_llama: StartRouter, models: Path
+    user: User, start_llama: StartRouter
 ) -> None:
     # Room for the prompt and some thoughts: the end of a larger one would be long in coming.
     server = start_llama(SMALL_CONTEXT, EMBEDDER, small=14_336)
-    user.succeeds("up", "--port", "0", "--router", server.url)
+    user.uses(server)
     server.stop()
-    # Another model by the same name: what was found out about it holds no more.
-    preset = Path(server.arguments[1])
-    thinks = f"model = {models / STUBBORN}.gguf"
-    preset.write_text(preset.read_text().replace(f"model = {models / CHAT}.gguf", thinks))
+    # What was found out about the model holds no more.
+    by_the_same_name(server, CHAT, STUBBORN)
     server.start()
     refused = user.types("add", "I like knitting.", "--user", "ada")
     assert refused.code == ROUTER_FAILED

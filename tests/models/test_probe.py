@@ -351,7 +351,7 @@ def test_a_model_that_says_nothing_is_a_problem(name: str) -> None:
         ("thinks_unless_no_think", None, " /no_think"),
     ],
 )
-def test_how_to_switch_thinking_off_is_found_by_trying(
+def test_row_2_how_to_switch_thinking_off_is_found_by_trying(
     flavour: Any, name: str, off: Any, suffix: str
 ) -> None:
     with ScriptedRouter(flavour=flavour) as endpoint:
@@ -394,7 +394,7 @@ def test_thoughts_in_the_text_are_thoughts() -> None:
 
 
 @pytest.mark.parametrize("name", ["thinks_always", "reasoning_only", "think_tag_open"])
-def test_a_model_that_only_thinks_is_a_problem_whose_hint_solves_it(name: str) -> None:
+def test_row_2_a_model_that_only_thinks_is_a_problem_whose_hint_solves_it(name: str) -> None:
     with ScriptedRouter(chat_models=[CHAT, "plain-7b-instruct"]) as endpoint:
         found = probed(endpoint, name, llm_model=CHAT)
         assert [finding.subject for finding in found.problems] == ["chat"]

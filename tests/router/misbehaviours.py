@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
+
+from tests.router.answers import embedding
 
 if TYPE_CHECKING:
     from tests.router.scripted import ScriptedRouter
@@ -23,6 +26,9 @@ KNOWN_FIELDS = {
     "response_format",
     "encoding_format",
 }
+OLLAMA_HOSTS = re.compile(
+    r"(localhost|127\.0\.0\.1|\[::1\]|[a-z0-9-]+\.(internal|localhost|local))(:\d+)?"
+)
 
 
 @dataclass
@@ -454,8 +460,7 @@ def _compressed(call: Call, reply: Reply) -> Reply:
 
 @_named("host_check", "any", "refuses every Host but its own (403, as Ollama)")
 def _host_check(call: Call, reply: Reply) -> Reply:
-    host = call.headers.get("host", "").rpartition(":")[0] or call.headers.get("host", "")
-    if host in ("localhost", "127.0.0.1", "[::1]") or host.endswith(".localhost"):
+    if OLLAMA_HOSTS.fullmatch(call.headers.get("host", "")):
         return reply
     return Reply(403, b"", {"Content-Type": "text/plain"})
 
@@ -562,8 +567,6 @@ def _constant_vectors(call: Call, reply: Reply) -> Reply:
 
 @_named("unsteady", "embedding", "another vector each time for the same text")
 def _unsteady(call: Call, reply: Reply) -> Reply:
-    from tests.router.scripted import embedding
-
     salt = str(len(call.router.seen("embedding")))
     return _each_vector(reply, lambda index, vector: embedding(salt, len(vector)))
 

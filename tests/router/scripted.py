@@ -11,118 +11,36 @@ requests), :meth:`ScriptedRouter.rule` (for all), or over its control routes ``/
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
-import re
-import socket
-import socketserver
 import ssl
-import struct
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from tests.router.answers import embedding, enforced, remembers, sentences
 from tests.router.misbehaviours import MISBEHAVIOURS, Call, Misbehaviour, Reply
+from tests.router.wire import Seen, TcpServer, UnixServer
 
-__all__ = ["MISBEHAVIOURS", "Call", "Misbehaviour", "Reply", "ScriptedRouter", "Seen", "embedding"]
+__all__ = [
+    "MISBEHAVIOURS",
+    "Call",
+    "Misbehaviour",
+    "Reply",
+    "ScriptedRouter",
+    "Seen",
+    "embedding",
+    "remembers",
+    "sentences",
+]
 
 Flavour = Literal["plain", "llama.cpp", "llama.cpp-router", "ollama", "lmstudio", "vllm"]
 Answer = Callable[[Mapping[str, Any]], str]
+Embed = Callable[[str], Sequence[float]]
 CHARACTERS_PER_TOKEN = 4
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A request as it arrived; ``kind`` says what it was for."""
-
-    kind: str
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: Any
-
-    @property
-    def model(self) -> str | None:
-        """The model that it asked for."""
-        return self.body.get("model") if isinstance(self.body, dict) else None
-
-
-def embedding(text: str, dimensions: int, seed: str = "") -> list[float]:
-    """A vector of unit length: each word adds to four places that its hash names."""
-    vector = [0.0] * dimensions
-    for word in re.findall(r"\w+", text.lower()) or ["<nothing>"]:
-        digest = hashlib.blake2b(f"{seed}{word}".encode("utf-8", "replace"), digest_size=32)
-        for place, sign in struct.iter_unpack(">IB3x", digest.digest()):
-            vector[place % dimensions] += 1.0 if sign & 1 else -1.0
-    length = math.sqrt(sum(number * number for number in vector))
-    if length == 0.0:
-        vector[0] = length = 1.0
-    return [round(number / length, 7) for number in vector]
-
-
-def sentences(body: Mapping[str, Any]) -> str:
-    """mem0's form of an answer: every sentence that the user said in the new messages."""
-    messages = [message for message in body["messages"] if message.get("role") == "user"]
-    text = str(messages[-1].get("content", "")) if messages else ""
-    if found := re.search(r"(?ms)^## New Messages\n(.*?)(?=^## |\Z)", text):
-        text = ""
-        role = ""
-        for line in found.group(1).splitlines():
-            if start := re.match(r"(user|assistant|system): ", line):
-                role, line = start.group(1), line[start.end() :]
-            if role == "user":
-                text += line + "\n"
-    said = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n", text)]
-    facts = [part for part in said if len(part.split()) >= 3 and not part.endswith("?")]
-    return json.dumps(
-        {
-            "memory": [
-                {"id": str(number), "text": fact, "attributed_to": "user"}
-                for number, fact in enumerate(facts)
-            ]
-        },
-        ensure_ascii=False,
-    )
-
-
-def enforced(content: str, response_format: Mapping[str, Any] | None) -> str:
-    """What a grammar makes of an answer: itself where it fits, else the least that does."""
-    form = response_format or {}
-    if form.get("type") != "json_schema":
-        return content
-    schema = form["json_schema"]["schema"]
-    with suppress(ValueError):
-        value = json.loads(content)
-        if isinstance(value, dict) and set(schema.get("required", ())) <= set(value):
-            return content
-    return json.dumps(_least(schema))
-
-
-def _least(schema: Mapping[str, Any]) -> Any:
-    if "enum" in schema:
-        return schema["enum"][0]
-    match schema.get("type"):
-        case "object":
-            known = schema.get("properties", {})
-            return {name: _least(known.get(name, {})) for name in schema.get("required", ())}
-        case "array":
-            return [_least(schema["items"])] * schema.get("minItems", 0)
-        case "string":
-            return ""
-        case "integer" | "number":
-            return 0
-        case "boolean":
-            return False
-        case _:
-            return None
 
 
 class ScriptedRouter:
@@ -134,13 +52,15 @@ class ScriptedRouter:
         other_models: Ids that do neither.
         dimensions: Length of a vector.
         answer: Gives the content of a chat from the request's body.
+        embed: Gives the vector of a text, where that is not :func:`embedding`.
         flavour: Whose routes and lists it has. Only ``plain`` and the two of llama.cpp answer
             without ``/v1`` too; ``llama.cpp`` has one model, and ``llama.cpp-router`` loads on
-            demand.
+            demand; ``ollama`` refuses foreign Host names.
         context_tokens: What a chat model reads; longer prompts are refused as the flavour does it.
         characters_per_token: How tokens are counted.
         trained_tokens: What models were made for, where that is not 131,072.
         embedding_characters: Longest text that is embedded.
+        refused_words: A text with one of them is not embedded.
         latency: Seconds before every answer of a model.
         api_key: Asked for when given.
         loaded: Ids that are in memory at first.
@@ -157,11 +77,13 @@ class ScriptedRouter:
         other_models: Sequence[str] = (),
         dimensions: int = 64,
         answer: Answer = sentences,
+        embed: Embed | None = None,
         flavour: Flavour = "plain",
         context_tokens: int = 32_768,
         characters_per_token: int = CHARACTERS_PER_TOKEN,
         trained_tokens: Mapping[str, int] | None = None,
         embedding_characters: int = 100_000,
+        refused_words: Sequence[str] = (),
         latency: float = 0.0,
         api_key: str | None = None,
         loaded: Sequence[str] = (),
@@ -174,11 +96,13 @@ class ScriptedRouter:
         self.other_models = tuple(other_models)
         self.dimensions = dimensions
         self.answer = answer
+        self.embed = embed
         self.flavour: Flavour = flavour
         self.context_tokens = context_tokens
         self.characters_per_token = characters_per_token
         self.trained_tokens = dict(trained_tokens or {})
         self.embedding_characters = embedding_characters
+        self.refused_words = tuple(refused_words)
         self.latency = latency
         self.api_key = api_key
         self.loaded = set(loaded)
@@ -190,13 +114,12 @@ class ScriptedRouter:
         self.most_at_once: dict[str, int] = {}
         self._at_once: dict[str, int] = {}
         self._queue: deque[Misbehaviour] = deque()
-        self._rules: list[Misbehaviour] = []
+        self._rules: list[tuple[Misbehaviour, str | None]] = []
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
         self._socket_path = socket_path
         self._certificate = certificate
-        self._port = port
-        self._server: socketserver.BaseServer | None = None
+        self.port = port
+        self._server: TcpServer | UnixServer | None = None
         self._thread: threading.Thread | None = None
         self.url = ""
 
@@ -204,21 +127,20 @@ class ScriptedRouter:
 
     def start(self) -> Self:
         """Listen; ``url`` is set afterwards. After :meth:`stop` it listens where it did."""
-        handler = type("Handler", (_Handler,), {"router": self})
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
-            self._server = _UnixServer(str(self._socket_path), handler)
+            self._server = UnixServer(str(self._socket_path), self)
             self.url = f"unix:{self._socket_path}"
         else:
-            server = _TcpServer(("127.0.0.1", self._port), handler)
-            self._port = server.server_port
+            server = TcpServer(("127.0.0.1", self.port), self)
+            self.port = server.port
             scheme = "http"
             if self._certificate is not None:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(*self._certificate)
                 server.socket = context.wrap_socket(server.socket, server_side=True)
                 scheme = "https"
-            self.url = f"{scheme}://127.0.0.1:{self._port}"
+            self.url = f"{scheme}://127.0.0.1:{self.port}"
             self._server = server
         self.released.clear()
         self._thread = threading.Thread(
@@ -234,12 +156,8 @@ class ScriptedRouter:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+            self._server.hang_up()
             self._server = None
-        with self._lock:
-            connections = list(self._open)
-        for connection in connections:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -257,10 +175,11 @@ class ScriptedRouter:
         with self._lock:
             self._queue.extend(MISBEHAVIOURS[name] for name in names)
 
-    def rule(self, *names: str) -> None:
-        """Let every request that a name fits misbehave so, until :meth:`behave`."""
+    def rule(self, *names: str, kind: str | None = None) -> None:
+        """Let every request that a name fits misbehave so, or those of one kind, until
+        :meth:`behave`."""
         with self._lock:
-            self._rules.extend(MISBEHAVIOURS[name] for name in names)
+            self._rules.extend((MISBEHAVIOURS[name], kind) for name in names)
 
     def behave(self) -> None:
         """Forget all rules and what is queued."""
@@ -313,7 +232,11 @@ class ScriptedRouter:
         call = Call(self, seen.kind, seen.method, seen.path, seen.headers, seen.body)
         with self._lock:
             self.requests.append(seen)
-            chosen = [each for each in self._rules if each.fits(seen.kind)]
+            chosen = [
+                each
+                for each, kind in self._rules
+                if each.fits(seen.kind) and kind in (None, seen.kind)
+            ]
             for each in self._queue:
                 if each.fits(seen.kind):
                     chosen.append(each)
@@ -324,11 +247,20 @@ class ScriptedRouter:
         ):
             return Reply.error(401, "wrong key", "authentication_error", "invalid_api_key")
         reply = self._behaved(call)
-        for each in chosen:
+        for each in (*self._by_nature(call), *chosen):
             reply = each.apply(call, reply)
         if seen.kind in ("chat", "embedding"):
             reply.delay += self.latency
         return reply
+
+    def _by_nature(self, call: Call) -> list[Misbehaviour]:
+        """What a server of this flavour does that others do not."""
+        natures = []
+        if self.flavour in ("ollama", "lmstudio", "vllm") and call.kind != "native":
+            natures.append(MISBEHAVIOURS["only_v1"])
+        if self.flavour == "ollama":
+            natures.append(MISBEHAVIOURS["host_check"])
+        return natures
 
     def _behaved(self, call: Call) -> Reply:
         match call.kind:
@@ -338,12 +270,7 @@ class ScriptedRouter:
                     return self._unknown(call.body.get("model"))
                 self.loaded.add(call.body["model"])
                 if call.kind == "embedding":
-                    given = call.body["input"]
-                    texts = [given] if isinstance(given, str) else given
-                    if max(map(len, texts), default=0) > self.embedding_characters:
-                        played = MISBEHAVIOURS["context_embedding_ollama"]
-                        return played.apply(call, Reply(200, b""))
-                    return Reply.json(self.vectors(call.body))
+                    return self._embedded(call)
                 if self.tokens(call.body) > self.context_tokens:
                     return self._too_long(call)
                 return Reply.json(self.completion(call.body))
@@ -354,6 +281,17 @@ class ScriptedRouter:
                 return (
                     Reply.error(404, "not found", "not_found_error") if native is None else native
                 )
+
+    def _embedded(self, call: Call) -> Reply:
+        texts = _texts(call.body)
+        if max(map(len, texts), default=0) > self.embedding_characters:
+            return MISBEHAVIOURS["context_embedding_ollama"].apply(call, Reply(200, b""))
+        if any(word in text for word in self.refused_words for text in texts):
+            return Reply.error(400, "this text is not embedded", "invalid_request_error")
+        if "dimensions" in call.body:  # as vLLM, of a model whose vectors have one length
+            message = "the model does not support changing its output dimensions"
+            return Reply.error(400, message, "BadRequestError", 400)
+        return Reply.json(self.vectors(call.body))
 
     def tokens(self, body: Mapping[str, Any]) -> int:
         """How long a prompt is; no word is less than a token."""
@@ -387,8 +325,7 @@ class ScriptedRouter:
 
     def vectors(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """An embedding reply."""
-        given = body["input"]
-        texts = [given] if isinstance(given, str) else given
+        embed = self.embed or (lambda text: embedding(text, self.dimensions, self.seed))
         return {
             "object": "list",
             "model": body["model"],
@@ -396,9 +333,9 @@ class ScriptedRouter:
                 {
                     "object": "embedding",
                     "index": index,
-                    "embedding": embedding(text, self.dimensions, self.seed),
+                    "embedding": list(embed(text)),
                 }
-                for index, text in enumerate(texts)
+                for index, text in enumerate(_texts(body))
             ],
             "usage": {"prompt_tokens": 1, "total_tokens": 1},
         }
@@ -549,126 +486,9 @@ class ScriptedRouter:
         return Reply.json({})
 
 
-class _TcpServer(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that hung up, or a handshake that failed
-
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # that of HTTPServer asks for the host's name
-        self.server_name = "127.0.0.1"
-        self.server_port = self.server_address[1]
-
-
-class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass
-
-
-class _Handler(BaseHTTPRequestHandler):
-    router: ScriptedRouter
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # small writes of head and body would wait for each other
-
-    def setup(self) -> None:
-        if self.request.family != socket.AF_UNIX:
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with self.router._lock:
-            self.router._open.add(self.request)
-        super().setup()
-
-    def finish(self) -> None:
-        with self.router._lock:
-            self.router._open.discard(self.request)
-        with suppress(OSError, ValueError):
-            super().finish()
-
-    def handle_one_request(self) -> None:
-        with suppress(ConnectionError, ssl.SSLError):
-            super().handle_one_request()
-            return
-        self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def _serve(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        try:
-            body = json.loads(raw) if raw else None
-        except ValueError:
-            self._send(Reply.error(400, "no JSON", "invalid_request_error"))
-            return
-        seen = Seen(_kind(self.command, self.path), self.command, self.path, headers, body)
-        self.router.enter(seen.kind)
-        left = False
-        try:
-            reply = self.router.reply(seen)
-            if seen.kind == "chat":
-                self.router.gate.wait()
-            if reply.delay > 0:
-                self.router.released.wait(reply.delay)
-            self.router.leave(seen.kind)
-            left = True
-            self._send(reply)
-        finally:
-            if not left:
-                self.router.leave(seen.kind)
-
-    do_GET = do_POST = _serve
-
-    def _send(self, reply: Reply) -> None:
-        if reply.reset_after == 0:
-            self._reset()
-            return
-        length = {"Content-Length": str(len(reply.body))}
-        headers = {"Content-Type": "application/json", **length, **reply.headers}
-        head = f"HTTP/1.1 {reply.status} Scripted\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-        self.wfile.write(head.encode("latin-1"))
-        if reply.reset_after is not None:
-            self.wfile.write(reply.body[: reply.reset_after])
-            self.wfile.flush()
-            self._reset()
-        elif reply.stop_after is not None:
-            self.wfile.write(reply.body[: reply.stop_after])
-            self.wfile.flush()
-            self.router.released.wait()
-            self.close_connection = True
-        elif reply.drip > 0:
-            for number in range(len(reply.body)):
-                self.wfile.write(reply.body[number : number + 1])
-                self.wfile.flush()
-                if self.router.released.wait(reply.drip):
-                    break
-        else:
-            self.wfile.write(reply.body)
-            self.wfile.flush()
-
-    def _reset(self) -> None:
-        self.close_connection = True
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.request.close()
-
-
-def _kind(method: str, path: str) -> str:
-    bare = path.partition("?")[0].rstrip("/")
-    for end, kind in (
-        ("/chat/completions", "chat"),
-        ("/embeddings", "embedding"),
-        ("/v1/models", "list"),
-    ):
-        if bare.endswith(end):
-            return kind
-    return "list" if bare == "/models" else "native"
+def _texts(body: Mapping[str, Any]) -> list[str]:
+    given = body["input"]
+    return [given] if isinstance(given, str) else given
 
 
 def main() -> None:

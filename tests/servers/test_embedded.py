@@ -75,7 +75,7 @@ def test_start_is_idempotent_and_close_too(data_dir: Path) -> None:
     server.close()
 
 
-def test_two_objects_share_one_server(data_dir: Path) -> None:
+def test_row_20_two_objects_share_one_server(data_dir: Path) -> None:
     first = EmbeddedServer.ensure_running(port=0, data_dir=data_dir)
     second = EmbeddedServer.ensure_running(port=0, data_dir=data_dir)
     assert first.endpoint == second.endpoint

@@ -20,9 +20,9 @@ from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import mem0
 from pikuri_memory.stack import engine as engines
 from pikuri_memory.stack.plan import StackPlan
+from tests.router.scripted import ScriptedRouter
 from tests.stack import images
-from tests.stack import router as routers
-from tests.stack.router import Router
+from tests.stack.ollama import DIMENSIONS, EMBEDDER, LLM, ollama
 
 REPOSITORY = "PIKURI_MEM0_REPO"
 BUNDLE = "PIKURI_MEMORY_CA_BUNDLE"
@@ -102,9 +102,9 @@ def source(directory: Path) -> Upstream:
 
 
 @pytest.fixture
-def router() -> Iterator[Router]:
+def router() -> Iterator[ScriptedRouter]:
     """The user's models: on the loopback, only ``/v1``, no foreign Host names."""
-    with routers.running() as running:
+    with ollama() as running:
         yield running
 
 
@@ -119,13 +119,13 @@ def home() -> Iterator[Path]:
 Make = Callable[..., Mem0Server]
 
 
-def arguments(upstream: Upstream, router: Router, home: Path) -> dict[str, Any]:
+def arguments(upstream: Upstream, router_url: str, home: Path) -> dict[str, Any]:
     """What a server of the tests is built with."""
     return {
-        "router_url": router.url,
-        "llm_model": routers.LLM,
-        "embedder_model": routers.EMBEDDER,
-        "embedding_dims": routers.DIMENSIONS,
+        "router_url": router_url,
+        "llm_model": LLM,
+        "embedder_model": EMBEDDER,
+        "embedding_dims": DIMENSIONS,
         "port": 0,
         "qdrant_port": 0,
         "cache_dir": home,
@@ -137,12 +137,12 @@ def arguments(upstream: Upstream, router: Router, home: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make(engine: None, upstream: Upstream, router: Router, home: Path) -> Iterator[Make]:
+def make(engine: None, upstream: Upstream, router: ScriptedRouter, home: Path) -> Iterator[Make]:
     """Builds servers over ``home``; after the test nothing of theirs is there any more."""
     made: list[Mem0Server] = []
 
     def build(**changes: Any) -> Mem0Server:
-        server = Mem0Server(**{**arguments(upstream, router, home), **changes})
+        server = Mem0Server(**{**arguments(upstream, router.url, home), **changes})
         made.append(server)
         return server
 

@@ -27,8 +27,9 @@ from typing import Any, Final
 import httpx
 
 from pikuri_memory.stack.checkout import Checkout, Source
+from tests.router.scripted import ScriptedRouter
 from tests.stack import images
-from tests.stack.router import DIMENSIONS, EMBEDDER, LLM, Router
+from tests.stack.ollama import DIMENSIONS, EMBEDDER, LLM
 
 SITE: Final = "/opt/mem0/lib/python3.11/site-packages"
 COLLECTION: Final = "pikuri_memory"
@@ -128,7 +129,7 @@ def qdrant(directory: Path, key: str, **variables: str) -> Iterator[str]:
 
 @contextmanager
 def served(
-    image: str, source: Path, router: Router, variables: Mapping[str, str] | None = None
+    image: str, source: Path, router: ScriptedRouter, variables: Mapping[str, str] | None = None
 ) -> Iterator[Served]:
     """A server with the code of a checkout.
 

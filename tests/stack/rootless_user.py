@@ -1,6 +1,6 @@
 """What an ordinary user does with a stack on a rootless engine; started by test_rootless.
 
-python -m tests.stack.rootless_user HOME ROUTER_PORT REPOSITORY REF
+python -m tests.stack.rootless_user HOME ROUTER_URL REPOSITORY REF
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pikuri_memory import Mem0Server
-from tests.stack import router as routers
 from tests.stack.conftest import Upstream, arguments, container, docker, leftovers, project_of
-from tests.stack.router import Router
+from tests.stack.ollama import LLM
 
 
-def main(home: str, port: str, repository: str, ref: str) -> None:
+def main(home: str, router_url: str, repository: str, ref: str) -> None:
     """Up, add, search, down, up, search; what was seen goes to the standard output as JSON."""
     told: dict[str, Any] = {}
-    given = arguments(Upstream(repository, ref), Router(int(port)), Path(home))
+    given = arguments(Upstream(repository, ref), router_url, Path(home))
     server = Mem0Server(**given)
     with server:
         project = project_of(server)
@@ -33,7 +32,7 @@ def main(home: str, port: str, repository: str, ref: str) -> None:
         told["again"] = [record.text for record in memory.get_all(user_id="ada")]
     told["left again"] = leftovers(project)
     told["owners"] = sorted({path.owner() for path in server.data_dir.rglob("*")})
-    told["models"] = routers.LLM
+    told["models"] = LLM
     sys.stdout.write(json.dumps(told))
 
 

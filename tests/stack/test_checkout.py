@@ -90,7 +90,9 @@ def main_text(checkout: Checkout) -> str:
     return (checkout.directory / "server" / "main.py").read_text()
 
 
-def test_exactly_the_commit_is_fetched_and_patched(checkout: Checkout, source: Source) -> None:
+def test_row_6_exactly_the_commit_is_fetched_and_patched(
+    checkout: Checkout, source: Source
+) -> None:
     phases: list[str] = []
     told = Checkout(
         checkout.directory, fetch_timeout=30, report=lambda phase, detail: phases.append(phase)

@@ -13,9 +13,9 @@ from pikuri_memory import EmbeddedServer, discovery, process
 from pikuri_memory.paths import DataPaths
 from tests.cli.conftest import Runner
 from tests.cli.conftest import run as run
-from tests.stack import router as routers
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack.conftest import Upstream, clean, docker, leftovers
-from tests.stack.router import Router, remembers
+from tests.stack.ollama import EMBEDDER, LLM
 
 FACT = "Ada is allergic to walnuts"
 
@@ -24,7 +24,7 @@ FACT = "Ada is allergic to walnuts"
 def flags(
     engine: None,
     upstream: Upstream,
-    router: Router,
+    router: ScriptedRouter,
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[list[str]]:
@@ -34,8 +34,8 @@ def flags(
     data = home / "data"
     monkeypatch.setenv("PIKURI_MEMORY_DATA_DIR", str(data))
     yield [
-        *("up", "--docker", "--router", router.url, "--llm-model", routers.LLM),
-        *("--embedder-model", routers.EMBEDDER, "--port", "0", "--qdrant-port", "0"),
+        *("up", "--docker", "--router", router.url, "--llm-model", LLM),
+        *("--embedder-model", EMBEDDER, "--port", "0", "--qdrant-port", "0"),
         *("--cache-dir", str(home), "--mem0-repo-url", upstream.url),
         *("--mem0-ref", upstream.ref, "--healthcheck-timeout", "240"),
         *("--patch-dir", str(Mem0Server.PATCH_DIR / Mem0Server.MEM0_REF)),
@@ -44,9 +44,9 @@ def flags(
 
 
 def test_up_use_status_logs_repair_and_down(
-    run: Runner, flags: list[str], router: Router, home: Path
+    run: Runner, flags: list[str], router: ScriptedRouter, home: Path
 ) -> None:
-    router.script.chat = remembers(FACT)
+    router.answer = remembers(FACT)
     up = run(*flags)
     assert up.code == 0, up.err
     assert up.out.startswith("the stack is up\n")
@@ -103,7 +103,9 @@ def _of(name: str, home: Path) -> bool:
     return docker("inspect", "--format", label, name) == str(home / "data")
 
 
-def test_down_removes_what_a_killed_keeper_left(run: Runner, flags: list[str], home: Path) -> None:
+def test_row_27_down_removes_what_a_killed_keeper_left(
+    run: Runner, flags: list[str], home: Path
+) -> None:
     assert run(*flags).code == 0
     info = discovery.read_server_info(DataPaths.at(home / "data"))
     assert info is not None

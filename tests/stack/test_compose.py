@@ -267,7 +267,7 @@ def test_secrets_are_made_once_and_follow_the_key(tmp_path: Path) -> None:
 ROW = "{id}\t{state}\t{status}\t{service}\t1000\t/data\tFalse\tname-{service}"
 
 
-def test_services_are_compared_with_what_should_be(docker: Says, tmp_path: Path) -> None:
+def test_row_25_services_are_compared_with_what_should_be(docker: Says, tmp_path: Path) -> None:
     rows = [
         ROW.format(id=1, state="running", status="Up 2 hours (healthy)", service="mem0"),
         ROW.format(id=2, state="running", status="Up 2 hours (unhealthy)", service="router-proxy"),

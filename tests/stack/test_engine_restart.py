@@ -13,8 +13,8 @@ import pytest
 from pikuri_memory import Mem0Server, PikuriMemoryError, process
 from pikuri_memory.stack import engine as engines
 from tests.conftest import MARKER
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack.conftest import BUNDLE, Upstream, alone, arguments, bundle, clean
-from tests.stack.router import Router, remembers
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "docker_engine.sh"
 FACT = "Ada keeps the spare key under the blue flowerpot"
@@ -40,10 +40,10 @@ def start() -> None:
 
 
 def test_a_daemon_that_is_killed_and_comes_back_finds_its_stack_mended(
-    daemon: int, upstream: Upstream, router: Router, home: Path
+    daemon: int, upstream: Upstream, router: ScriptedRouter, home: Path
 ) -> None:
-    router.script.chat = remembers(FACT)
-    server = Mem0Server(**arguments(upstream, router, home))
+    router.answer = remembers(FACT)
+    server = Mem0Server(**arguments(upstream, router.url, home))
     try:
         with server, server.client() as memory:
             memory.add("The spare key is under the blue flowerpot.", user_id="ada")

@@ -31,7 +31,7 @@ from pikuri_memory.paths import DataPaths
 from pikuri_memory.stack.plan import short_hash
 from pikuri_memory.stack.state import read_state
 from tests.robustness.test_full_disk import SmallDisk, small_disk
-from tests.stack import router as routers
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack.conftest import (
     BUNDLE,
     Upstream,
@@ -42,7 +42,7 @@ from tests.stack.conftest import (
     docker,
     leftovers,
 )
-from tests.stack.router import Router, remembers
+from tests.stack.ollama import ollama
 
 ROOT = Path(__file__).parents[2]
 FACT = "Ada keeps the spare key under the blue flowerpot"
@@ -70,14 +70,14 @@ class World:
         project: Name of its compose project.
     """
 
-    def __init__(self, home: Path, given: dict[str, Any], router: Router) -> None:
+    def __init__(self, home: Path, given: dict[str, Any], router: ScriptedRouter) -> None:
         self.home = home
         self.given = given
         self.router = router
         self.paths = DataPaths.at(home / "data")
         self.project = f"{Mem0Server.COMPOSE_PROJECT}-{short_hash(str(self.paths.root))}"
         self.broken = home / "broken"
-        router.script.chat = remembers(FACT)
+        router.answer = remembers(FACT)
         with self.server() as server, server.client() as memory:
             memory.add("The spare key is under the blue flowerpot.", user_id="ada")
 
@@ -158,9 +158,7 @@ class World:
         """Our patches and one more, so that there is no image of it."""
         directory = self.broken / "patches"
         shutil.copytree(self.given["patch_dir"], directory)
-        (directory / "99-more.patch").write_text(
-            text or "--- /dev/null\n+++ b/server/more.py\n@@ -0,0 +1 @@\n+# nothing\n"
-        )
+        (directory / "99-more.patch").write_text(text or new_file("more.py", "# nothing"))
         return directory
 
     def reached(self, phase: str, mark: Path, running: subprocess.Popen[str]) -> None:
@@ -177,13 +175,18 @@ class World:
         eventually(there, f"the phase {phase}")
 
 
+def new_file(name: str, line: str) -> str:
+    """A patch that puts a file of one line beside mem0's server."""
+    return f"--- /dev/null\n+++ b/server/{name}\n@@ -0,0 +1 @@\n+{line}\n"
+
+
 @pytest.fixture(scope="module")
 def world(engine_ready: None, upstream: Upstream) -> Iterator[World]:
     home = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
-    with routers.running() as router, pytest.MonkeyPatch.context() as patch:
+    with ollama() as router, pytest.MonkeyPatch.context() as patch:
         if path := bundle():
             patch.setenv(BUNDLE, path)
-        yield World(home, arguments(upstream, router, home), router)
+        yield World(home, arguments(upstream, router.url, home), router)
     clean(home / "data")
     shutil.rmtree(home, ignore_errors=True)
 
@@ -284,13 +287,14 @@ def test_two_supervisors_at_once_share_one_stack(world: World, first_out: int) -
 
 
 @pytest.mark.parametrize("how", ["kill", "remove"])
-def test_services_that_die_come_back(world: World, how: str) -> None:
+def test_row_25_services_that_die_come_back(world: World, how: str) -> None:
     with world.server() as server, server.client() as memory:
         for service in ("mem0", "qdrant", "front", "router-proxy"):
             before = container(server, service)
             docker(*(("kill", before) if how == "kill" else ("rm", "--force", before)))
             eventually(lambda: found_again(memory), f"the return of {service}")
-            assert docker("inspect", "-f", "{{.State.Running}}", container(server, service))
+            state = docker("inspect", "-f", "{{.State.Running}}", container(server, service))
+            assert state == "true", service
     world.nothing_is_left()
 
 
@@ -318,41 +322,43 @@ def found_again(memory: Mem0Client) -> bool:
         return False
 
 
-def test_a_patch_that_no_longer_applies_stops_before_the_build(world: World) -> None:
+@contextmanager
+def one_more_patch(world: World, text: str) -> Iterator[Mem0Server]:
+    """A server whose start fails for a patch of this text; the next one without it succeeds."""
     shutil.rmtree(world.broken, ignore_errors=True)
     world.broken.mkdir()
-    patches = world.more_patches(
-        "--- a/server/main.py\n+++ b/server/main.py\n@@ -1,3 +1,3 @@\n never\n-was\n+is\n there\n"
-    )
-    with pytest.raises(PatchError, match=r"99-more.patch(.|\n)*server/main.py, hunk 1"):
-        world.server(patch_dir=patches).start()
+    yield world.server(patch_dir=world.more_patches(text))
     world.nothing_is_left()
     world.check()
+
+
+def test_a_patch_that_no_longer_applies_stops_before_the_build(world: World) -> None:
+    text = (
+        "--- a/server/main.py\n+++ b/server/main.py\n@@ -1,3 +1,3 @@\n never\n-was\n+is\n there\n"
+    )
+    with (
+        one_more_patch(world, text) as server,
+        pytest.raises(PatchError, match=r"99-more.patch(.|\n)*server/main.py, hunk 1"),
+    ):
+        server.start()
 
 
 def test_an_image_that_cannot_be_built_is_told_with_its_output(world: World) -> None:
-    shutil.rmtree(world.broken, ignore_errors=True)
-    world.broken.mkdir()
-    patches = world.more_patches(
-        "--- /dev/null\n+++ b/server/broken.py\n@@ -0,0 +1 @@\n+this is no Python\n"
-    )
-    with pytest.raises(BuildError, match=r"(?i)broken.py|SyntaxError"):
-        world.server(patch_dir=patches).start()
-    world.nothing_is_left()
-    world.check()
+    with (
+        one_more_patch(world, new_file("broken.py", "this is no Python")) as server,
+        pytest.raises(BuildError, match=r"(?i)broken.py|SyntaxError"),
+    ):
+        server.start()
 
 
-def test_a_service_that_ends_at_once_is_told_with_its_last_lines(world: World) -> None:
-    shutil.rmtree(world.broken, ignore_errors=True)
-    world.broken.mkdir()
-    patches = world.more_patches(
-        "--- /dev/null\n+++ b/server/dotenv.py\n@@ -0,0 +1 @@\n"
-        '+raise RuntimeError("I do not want to")\n'
-    )
-    with pytest.raises(StackStartError, match=r"mem0(.|\n)*RuntimeError"):
-        world.server(patch_dir=patches).start()
-    world.nothing_is_left()
-    world.check()
+def test_row_24_a_service_that_ends_at_once_is_told_with_its_last_lines(world: World) -> None:
+    with (
+        one_more_patch(
+            world, new_file("dotenv.py", 'raise RuntimeError("I do not want to")')
+        ) as server,
+        pytest.raises(StackStartError, match=r"mem0(.|\n)*RuntimeError"),
+    ):
+        server.start()
 
 
 def test_a_truncated_checkout_is_made_anew(world: World) -> None:
@@ -385,7 +391,7 @@ def disk() -> Iterator[SmallDisk]:
 def test_a_full_disk_is_told_and_the_next_start_succeeds(
     world: World, disk: SmallDisk, what: str, upstream: Upstream, tmp_path: Path
 ) -> None:
-    given = arguments(upstream, world.router, disk.path)
+    given = arguments(upstream, world.router.url, disk.path)
     if what == "checkout":
         given["data_dir"] = tmp_path / "data"
     else:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack import images, patched, router
+from tests.router.scripted import ScriptedRouter, remembers
+from tests.stack import images, patched
 from tests.stack.conftest import Upstream, alone, bundle, docker
+from tests.stack.ollama import ollama
 from tests.stack.patched import served
-from tests.stack.router import remembers
 from tests.stack.test_patches import PROMISES, _source
 
 IMAGE = images.STACK / "image"
@@ -55,7 +56,7 @@ def run(image: str, *command: str) -> str:
     )
 
 
-def test_every_package_is_the_one_of_the_constraints(image: str) -> None:
+def test_row_6_every_package_is_the_one_of_the_constraints(image: str) -> None:
     found = json.loads(run(image, "/opt/mem0/bin/python", "-c", PACKAGES))
     installed = {canonical(name): version for name, version in found.items()}
     assert installed.pop("mem0ai") == "2.0.4"
@@ -71,7 +72,7 @@ def test_the_library_is_the_checkout_s(image: str, source: Path) -> None:
     assert "enable_thinking" in shown
 
 
-def test_nothing_reloads_and_nothing_is_installed_at_start(image: str) -> None:
+def test_row_6_nothing_reloads_and_nothing_is_installed_at_start(image: str) -> None:
     [config] = json.loads(docker("image", "inspect", image))
     started = config["Config"]["Entrypoint"]
     assert started == ["/opt/mem0/bin/python", "/opt/pikuri/entrypoint.py"]
@@ -120,27 +121,27 @@ def test_a_missing_secret_stops_the_start_and_is_named(
 
 
 @pytest.fixture
-def models() -> Iterator[router.Router]:
-    with router.running() as running:
+def models() -> Iterator[ScriptedRouter]:
+    with ollama() as running:
         yield running
 
 
 def test_no_variable_leads_memories_elsewhere_and_none_is_logged(
-    image: str, source: Path, models: router.Router
+    image: str, source: Path, models: ScriptedRouter
 ) -> None:
     """The Docker client can put its own proxies into every container."""
     bait = "http://127.66.66.66:9"
     names = "HTTP_PROXY https_proxy ALL_PROXY OPENAI_API_BASE OPENROUTER_API_KEY".split()
     elsewhere = dict.fromkeys(names, bait)
     with alone("engine", shared=True), served(image, source, models, elsewhere) as server:
-        models.script.chat = remembers("The key lies under the flowerpot")
+        models.answer = remembers("The key lies under the flowerpot")
         assert server.add("My key lies under the flowerpot", "ada").status_code == 200
         sought = {"query": "flowerpot", "user_id": "ada"}
         hits = server.api.post("/search", json=sought).json()["results"]
         assert [hit["memory"] for hit in hits] == ["The key lies under the flowerpot"]
-        models.script.chat = lambda _: "flowerpot flowerpot"
+        models.answer = lambda _: "flowerpot flowerpot"
         assert server.add("My key lies under the flowerpot", "ada").status_code == 502
-        models.script.chat_status = 400
+        models.rule("no_response_format")
         assert server.add("My key lies under the flowerpot", "ada").status_code == 502
         path = f"/memories/{hits[0]['id']}"
         server.api.put(path, json={"text": "The key lies behind the flowerpot"})
@@ -148,7 +149,7 @@ def test_no_variable_leads_memories_elsewhere_and_none_is_logged(
         server.api.delete("/entities/user/flowerpot")
         server.api.get(f"/{server.key}/memories")
         log = server.log()
-    assert models.script.chats()
+    assert models.seen("chat")
     assert "flowerpot" not in log
     assert server.key not in log
     assert '"POST /memories HTTP/1.1" 502' in log

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import socket
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,10 +21,10 @@ from pikuri_memory import Mem0Server
 from pikuri_memory.discovery import read_api_key
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.stack.credentials import Secrets
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack import conftest as world
-from tests.stack import router as routers
 from tests.stack.conftest import Upstream, alone, container, docker
-from tests.stack.router import LLM, Router
+from tests.stack.ollama import LLM, ollama
 
 SERVICES = ("mem0", "qdrant", "router-proxy", "front")
 EXPLORE = """
@@ -36,6 +37,10 @@ for name, address, port in json.load(sys.stdin):
     except OSError as error:
         found[name] = type(error).__name__
 print(json.dumps(found))
+"""
+DRIVERS = """
+import importlib.util, json, sys
+print(json.dumps([name for name in json.load(sys.stdin) if importlib.util.find_spec(name)]))
 """
 ROUTES = """
 import json
@@ -50,20 +55,20 @@ print(json.dumps({
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Router]:
-    with routers.running() as running:
+def models() -> Iterator[ScriptedRouter]:
+    with ollama() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def stack(engine_ready: None, upstream: Upstream, models: Router) -> Iterator[Mem0Server]:
+def stack(engine_ready: None, upstream: Upstream, models: ScriptedRouter) -> Iterator[Mem0Server]:
     """One stack for all tests of this module; none of them changes it."""
     home = Path(tempfile.mkdtemp(prefix="pk-", dir="/tmp"))
     try:
         with alone("engine", shared=True), pytest.MonkeyPatch.context() as patch:
             if path := world.bundle():
                 patch.setenv(world.BUNDLE, path)
-            with Mem0Server(**world.arguments(upstream, models, home)) as server:
+            with Mem0Server(**world.arguments(upstream, models.url, home)) as server:
                 yield server
             world.clean(server.data_dir)
     finally:
@@ -102,11 +107,29 @@ def inspect(server: Mem0Server, service: str) -> dict[str, Any]:
     return shown[0]
 
 
+# ------------------------------------------------------------------ what it is made of
+
+
+def test_row_7_nothing_in_the_stack_is_or_asks_for_postgres(stack: Mem0Server) -> None:
+    label = f"label=com.docker.compose.project={world.project_of(stack)}"
+    shape = '{{.Label "com.docker.compose.service"}}'
+    assert sorted(docker("ps", "--filter", label, "--format", shape).split()) == sorted(SERVICES)
+    for service in SERVICES:
+        shown = inspect(stack, service)["Config"]
+        assert "postgres" not in json.dumps([shown["Image"], shown["Env"]]).lower(), service
+    drivers = ["psycopg", "psycopg2", "asyncpg", "pg8000", "pgvector"]
+    assert inside(stack, "mem0", DRIVERS, drivers) == []
+    [accounts] = stack.data_dir.glob("history/app.db")
+    with contextlib.closing(sqlite3.connect(f"file:{accounts}?mode=ro", uri=True)) as tables:
+        names = {name for (name,) in tables.execute("select name from sqlite_master")}
+    assert {"users", "api_keys", "settings"} <= names
+
+
 # ------------------------------------------------------------------ what it can reach
 
 
-def test_from_inside_the_router_answers_and_nothing_else_of_the_host_does(
-    stack: Mem0Server, models: Router
+def test_row_9_from_inside_the_router_answers_and_nothing_else_of_the_host_does(
+    stack: Mem0Server, models: ScriptedRouter
 ) -> None:
     addresses = {
         row.address
@@ -242,14 +265,14 @@ def test_a_container_has_no_power(stack: Mem0Server, service: str) -> None:
 
 
 def test_no_secret_is_in_an_inspection_a_command_line_or_a_log(
-    stack: Mem0Server, models: Router
+    stack: Mem0Server, models: ScriptedRouter
 ) -> None:
     paths = DataPaths.at(stack.data_dir)
     files = Secrets.at(paths)
     secrets = [path.read_text().strip() for path in (files.admin_key, files.jwt, files.qdrant_key)]
     assert read_api_key(paths) in secrets
     assert all(len(secret) >= 32 for secret in secrets)
-    models.script.chat = routers.remembers("The spare key lies under the blue flowerpot.")
+    models.answer = remembers("The spare key lies under the blue flowerpot.")
     with stack.client() as memory:
         memory.add("My spare key lies under the blue flowerpot.", user_id="ada")
         memory.search("blue flowerpot", user_id="ada")

@@ -34,15 +34,15 @@ from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import local
 from pikuri_memory.stack import compose
 from pikuri_memory.stack.plan import short_hash
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack.conftest import Make, container, docker, leftovers, project_of
-from tests.stack.router import Router, remembers
 
 NUTS = "Ada is allergic to walnuts"
 DOG = "Ada has a greyhound called Rex"
 
 
-def test_what_was_added_is_found_and_survives_down_and_up(
-    make: Make, router: Router, name: str
+def test_row_5_what_was_added_is_found_and_survives_down_and_up(
+    make: Make, router: ScriptedRouter, name: str
 ) -> None:
     phases: list[str] = []
     server = make()
@@ -52,18 +52,16 @@ def test_what_was_added_is_found_and_survives_down_and_up(
     assert server.endpoint == f"http://127.0.0.1:{server.port}"
     assert server.port > 0
     with server.client() as memory:
-        router.script.chat = remembers(NUTS)
+        router.answer = remembers(NUTS)
         [added] = memory.add("Remember that I am allergic to walnuts!", user_id=name)
         assert (added.text, added.event) == (NUTS, "ADD")
-        router.script.chat = remembers(DOG)
+        router.answer = remembers(DOG)
         memory.add("My greyhound is called Rex.", user_id=name)
         hits = memory.search("which walnuts is she allergic to?", user_id=name)
         assert hits[0].text == NUTS
-        assert set(router.script.hosts) <= {
-            f"127.0.0.1:{router.port}",
-            "router-proxy.internal:8080",
-        }
-        assert "router-proxy.internal:8080" in router.script.hosts
+        hosts = {seen.headers.get("host") for seen in router.seen()}
+        assert hosts <= {f"127.0.0.1:{router.port}", "router-proxy.internal:8080"}
+        assert "router-proxy.internal:8080" in hosts
     project = project_of(server)
     begun = time.monotonic()
     server.close()
@@ -76,11 +74,11 @@ def test_what_was_added_is_found_and_survives_down_and_up(
         assert {record.text for record in memory.get_all(user_id=name)} == {NUTS, DOG}
 
 
-def test_a_router_that_stops_is_named_and_nothing_is_lost(
-    make: Make, router: Router, name: str
+def test_row_3_a_router_that_stops_is_named_and_nothing_is_lost(
+    make: Make, router: ScriptedRouter, name: str
 ) -> None:
     with make() as server, server.client() as memory:
-        router.script.chat = remembers(NUTS)
+        router.answer = remembers(NUTS)
         memory.add("I am allergic to walnuts", user_id=name)
         router.stop()
         with pytest.raises(RouterUnreachableError, match=f"127.0.0.1:{router.port}"):
@@ -89,17 +87,19 @@ def test_a_router_that_stops_is_named_and_nothing_is_lost(
             memory.search("walnuts", user_id=name)
         assert [record.text for record in memory.get_all(user_id=name)] == [NUTS]
         router.start()
-        router.script.chat = remembers(DOG)
+        router.answer = remembers(DOG)
         memory.add("My greyhound is called Rex", user_id=name)
         assert memory.search("greyhound Rex", user_id=name)[0].text == DOG
 
 
-def test_a_stack_starts_while_its_router_is_down(make: Make, router: Router, name: str) -> None:
+def test_a_stack_starts_while_its_router_is_down(
+    make: Make, router: ScriptedRouter, name: str
+) -> None:
     router.stop()
     with make() as server, server.client() as memory:
         assert memory.get_all(user_id=name) == []
         router.start()
-        router.script.chat = remembers(NUTS)
+        router.answer = remembers(NUTS)
         assert memory.add("I am allergic to walnuts", user_id=name)
 
 
@@ -173,7 +173,7 @@ def test_secrets_are_in_files_of_mode_0600_and_nowhere_else(make: Make) -> None:
                 assert text not in place
 
 
-def test_the_key_is_needed_and_a_new_one_is_taken(make: Make, name: str) -> None:
+def test_row_10_the_key_is_needed_and_a_new_one_is_taken(make: Make, name: str) -> None:
     with make() as server:
         with Mem0Client(server.endpoint, "wrong") as stranger:
             with pytest.raises(AuthenticationError):
@@ -217,7 +217,7 @@ def test_an_http_client_of_the_callers_is_used_and_left_open(make: Make, name: s
         assert not http.is_closed
 
 
-def test_an_embedder_of_another_length_is_refused_before_anything_is_built(
+def test_row_1_an_embedder_of_another_length_is_refused_before_anything_is_built(
     make: Make, home: Path
 ) -> None:
     server = make(embedding_dims=384)
@@ -228,7 +228,7 @@ def test_an_embedder_of_another_length_is_refused_before_anything_is_built(
     assert not server.checkout_dir.exists()
 
 
-def test_another_embedder_than_that_of_the_memories_is_refused(make: Make, name: str) -> None:
+def test_row_1_another_embedder_than_that_of_the_memories_is_refused(make: Make, name: str) -> None:
     with make():
         pass
     with pytest.raises(EmbedderMismatchError, match="were embedded by scripted-embedder") as caught:
@@ -239,7 +239,7 @@ def test_another_embedder_than_that_of_the_memories_is_refused(make: Make, name:
 
 
 @pytest.mark.parametrize("which", ["port", "qdrant_port"])
-def test_a_port_that_is_taken_names_its_owner(make: Make, which: str) -> None:
+def test_row_26_a_port_that_is_taken_names_its_owner(make: Make, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(PortInUseError, match=f"{port} .*\\(pid {os.getpid()}\\)"):
@@ -263,7 +263,7 @@ def test_an_embedded_server_on_the_same_data_or_port_is_told(
         assert server.client().get_all(user_id="nobody") == []
 
 
-def test_containers_of_somebody_else_are_never_touched(make: Make, home: Path) -> None:
+def test_row_27_containers_of_somebody_else_are_never_touched(make: Make, home: Path) -> None:
     server = make()
     project = f"{server.COMPOSE_PROJECT}-{short_hash(str(server.data_dir))}"
     name = f"{project}-stranger"
@@ -297,7 +297,7 @@ def test_status_shows_each_service_and_that_it_is_sealed(make: Make) -> None:
 
 
 def test_with_container_router_url_it_is_not_sealed_and_says_why(
-    make: Make, router: Router
+    make: Make, router: ScriptedRouter
 ) -> None:
     with make(container_router_url=f"http://host.docker.internal:{router.port}") as server:
         found = local.describe(DataPaths.at(server.data_dir)).stack

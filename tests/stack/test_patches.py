@@ -20,10 +20,11 @@ import pytest
 
 from pikuri_memory import Mem0Server
 from pikuri_memory.errors import PatchError
-from tests.stack import patched, router
+from tests.router.scripted import ScriptedRouter, embedding, remembers
+from tests.stack import patched
 from tests.stack.conftest import Upstream, alone, bundle
+from tests.stack.ollama import DIMENSIONS, ollama
 from tests.stack.patched import COLLECTION, ROUTER_NAME, Served, patch_names, served
-from tests.stack.router import DIMENSIONS, Router, embedding, remembers
 
 PATCHES = Mem0Server.PATCH_DIR / Mem0Server.MEM0_REF
 EVIL = "evil.example"
@@ -33,7 +34,7 @@ HOUSE = "The key lies under the flowerpot"
 # ------------------------------------------------------------------ one promise for each patch
 
 
-def memories_live_in_qdrant(server: Served, models: Router, user: str) -> None:
+def memories_live_in_qdrant(server: Served, models: ScriptedRouter, user: str) -> None:
     config = server.qdrant.get(f"/collections/{COLLECTION}").json()["result"]["config"]
     assert config["params"]["vectors"]["size"] == DIMENSIONS
     for text in (HOUSE, "Ada plays the cello", "Ada has a greyhound"):
@@ -44,10 +45,12 @@ def memories_live_in_qdrant(server: Served, models: Router, user: str) -> None:
     hits = server.api.post("/search", json=asked).json()["results"]
     assert hits[0]["memory"] == HOUSE
     # The router's embedder has one length; a request for another would be refused.
-    assert not any("dimensions" in body for _, body in models.script.requests)
+    assert not any("dimensions" in (seen.body or {}) for seen in models.seen())
 
 
-def accounts_keys_and_settings_need_no_postgres(server: Served, models: Router, user: str) -> None:
+def accounts_keys_and_settings_need_no_postgres(
+    server: Served, models: ScriptedRouter, user: str
+) -> None:
     ada = {"name": "Ada", "email": "ada@example.com", "password": "correct horse battery"}
     token = server.api.post("/auth/register", json=ada).json()["access_token"]
     with httpx.Client(base_url=server.endpoint, timeout=60, trust_env=False) as other:
@@ -73,12 +76,12 @@ def accounts_keys_and_settings_need_no_postgres(server: Served, models: Router, 
     assert "request log" not in server.log()
 
 
-def a_failed_extraction_is_an_error(server: Served, models: Router, user: str) -> None:
-    models.script.chat_status = 500
+def a_failed_extraction_is_an_error(server: Served, models: ScriptedRouter, user: str) -> None:
+    models.rule("server_error", kind="chat")
     failed = server.add("My key lies under the flowerpot", user)
     assert (failed.status_code, failed.json().get("code")) == (502, "provider_unavailable")
     assert ROUTER_NAME in failed.json()["detail"]
-    models.script.chat_status = 200
+    models.behave()
     for words in (
         "",
         " \n",
@@ -91,29 +94,29 @@ def a_failed_extraction_is_an_error(server: Served, models: Router, user: str) -
         '{"memory": [{"fact": "a fact"}]}',
         '{"memory": null}',
     ):
-        models.script.chat = lambda _, words=words: words  # type: ignore[misc] # its own words
+        models.answer = lambda _, words=words: words  # type: ignore[misc] # its own words
         failed = server.add("My key lies under the flowerpot", user)
         assert (failed.status_code, failed.json().get("code")) == (502, "extraction_unusable"), (
             words
         )
     # A fact that was found and cannot be embedded would be lost likewise.
-    models.script.chat = remembers("Ada plays the cello", "Ada likes unembeddable things")
-    models.script.refused_texts = ("unembeddable",)
+    models.answer = remembers("Ada plays the cello", "Ada likes unembeddable things")
+    models.refused_words = ("unembeddable",)
     assert server.add("I like things", user).status_code == 502
     assert server.memories(user_id=user) == []
-    models.script.refused_texts = ()
+    models.refused_words = ()
     # Nothing to remember is no failure.
-    models.script.chat = remembers()
+    models.answer = remembers()
     nothing = server.add("Good morning!", user)
     assert (nothing.status_code, nothing.json()) == (200, {"results": []})
 
 
-def a_scope_is_listed_and_deleted_whole(server: Served, models: Router, user: str) -> None:
+def a_scope_is_listed_and_deleted_whole(server: Served, models: ScriptedRouter, user: str) -> None:
     many = 1050
     points: list[dict[str, Any]] = [
         {
             "id": str(uuid.UUID(int=number)),
-            "vector": {"": embedding(f"fact {number}")},
+            "vector": {"": embedding(f"fact {number}", DIMENSIONS)},
             "payload": {
                 "data": f"fact {number}",
                 "user_id": user,
@@ -145,15 +148,17 @@ def a_scope_is_listed_and_deleted_whole(server: Served, models: Router, user: st
     assert len(server.memories(user_id=user)) == many
 
 
-def the_model_is_told_not_to_think(server: Served, models: Router, user: str) -> None:
-    models.script.chat = remembers(HOUSE)
+def the_model_is_told_not_to_think(server: Served, models: ScriptedRouter, user: str) -> None:
+    models.answer = remembers(HOUSE)
     assert server.add("My key lies under the flowerpot", user).status_code == 200
-    [asked] = models.script.chats()
-    assert asked.get("chat_template_kwargs") == {"enable_thinking": False}
-    assert asked["response_format"] == {"type": "json_object"}
+    [asked] = models.seen("chat")
+    assert asked.body.get("chat_template_kwargs") == {"enable_thinking": False}
+    assert asked.body["response_format"] == {"type": "json_object"}
 
 
-def only_programs_of_this_machine_come_in(server: Served, models: Router, user: str) -> None:
+def only_programs_of_this_machine_come_in(
+    server: Served, models: ScriptedRouter, user: str
+) -> None:
     def ask(method: str, path: str, headers: dict[str, str], **more: Any) -> httpx.Response:
         return server.api.request(method, path, headers=headers, **more)
 
@@ -192,7 +197,9 @@ def only_programs_of_this_machine_come_in(server: Served, models: Router, user: 
     assert shown.headers["content-security-policy"].startswith("default-src 'self';")
 
 
-def a_request_says_whose_memories_it_is_about(server: Served, models: Router, user: str) -> None:
+def a_request_says_whose_memories_it_is_about(
+    server: Served, models: ScriptedRouter, user: str
+) -> None:
     server.add(HOUSE, user, infer=False)
     none: list[dict[str, Any]] = [{}, {"user_id": ""}, {"user_id": "  "}, {"user_id": "*"}]
     for scope in none:
@@ -232,7 +239,9 @@ def a_request_says_whose_memories_it_is_about(server: Served, models: Router, us
         assert server.api.post("/memories", content=body, headers=kind).status_code == 422, odd
 
 
-def a_memory_that_is_not_there_is_not_found(server: Served, models: Router, user: str) -> None:
+def a_memory_that_is_not_there_is_not_found(
+    server: Served, models: ScriptedRouter, user: str
+) -> None:
     gone = server.add(HOUSE, user, infer=False).json()["results"][0]["id"]
     assert server.api.delete(f"/memories/{gone}").status_code == 200
     for memory_id in (gone, str(uuid.uuid4()), "no-uuid", "7"):
@@ -248,7 +257,7 @@ def a_memory_that_is_not_there_is_not_found(server: Served, models: Router, user
         assert {reply.json().get("code") for reply in replies} == {"not_found"}
 
 
-def what_an_update_does_not_name_stays(server: Served, models: Router, user: str) -> None:
+def what_an_update_does_not_name_stays(server: Served, models: ScriptedRouter, user: str) -> None:
     added = server.add(HOUSE, user, infer=False, metadata={"source": "chat"})
     path = f"/memories/{added.json()['results'][0]['id']}"
     before = server.api.get(path).json()
@@ -262,8 +271,8 @@ def what_an_update_does_not_name_stays(server: Served, models: Router, user: str
     assert (last["created_at"], last["user_id"]) == (before["created_at"], user)
 
 
-def what_is_deleted_is_erased(server: Served, models: Router, user: str) -> None:
-    models.script.chat = remembers("The number of the safe is 314159")
+def what_is_deleted_is_erased(server: Served, models: ScriptedRouter, user: str) -> None:
+    models.answer = remembers("The number of the safe is 314159")
     said = server.add("My safe opens with 314159", user)
     path = f"/memories/{said.json()['results'][0]['id']}"
     server.api.put(path, json={"text": "The number of the safe is 271828"})
@@ -277,7 +286,7 @@ def what_is_deleted_is_erased(server: Served, models: Router, user: str) -> None
         assert b"271828" not in content, file.name
 
 
-Promise = Callable[[Served, Router, str], None]
+Promise = Callable[[Served, ScriptedRouter, str], None]
 PROMISES: dict[str, Promise] = {
     "01-qdrant": memories_live_in_qdrant,
     "02-sqlite": accounts_keys_and_settings_need_no_postgres,
@@ -310,24 +319,24 @@ def image(engine_ready: None, upstream: Upstream, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def models() -> Iterator[Router]:
+def models() -> Iterator[ScriptedRouter]:
     """One router for all: its port is in the server's settings."""
-    with router.running() as running:
+    with ollama() as running:
         yield running
 
 
 @pytest.fixture
-def script(models: Router) -> Router:
+def script(models: ScriptedRouter) -> ScriptedRouter:
     """The router, as if it had just been started."""
-    fresh = router.Script()
-    for name, value in vars(fresh).items():
-        setattr(models.script, name, value)
+    models.behave()
+    models.answer, models.refused_words = remembers(), ()
+    models.requests.clear()
     return models
 
 
 @pytest.fixture(scope="module")
 def whole(
-    image: str, upstream: Upstream, models: Router, tmp_path_factory: pytest.TempPathFactory
+    image: str, upstream: Upstream, models: ScriptedRouter, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     """The server with all patches."""
     source = _source(upstream, tmp_path_factory.mktemp("whole"), PROMISES)
@@ -345,13 +354,13 @@ def test_every_patch_of_the_pin_has_its_promise() -> None:
 
 
 @pytest.mark.parametrize("patch", sorted(PROMISES))
-def test_a_patch_keeps_its_promise(whole: Served, script: Router, patch: str) -> None:
+def test_a_patch_keeps_its_promise(whole: Served, script: ScriptedRouter, patch: str) -> None:
     PROMISES[patch](whole, script, f"with-{patch}")
 
 
 @pytest.mark.parametrize("patch", sorted(PROMISES))
 def test_without_the_patch_its_promise_is_broken(
-    image: str, upstream: Upstream, script: Router, tmp_path: Path, patch: str
+    image: str, upstream: Upstream, script: ScriptedRouter, tmp_path: Path, patch: str
 ) -> None:
     source = _source(upstream, tmp_path, set(PROMISES) - {patch})
     with (

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack import images
 from tests.stack.conftest import BUNDLE, Upstream, bundle
-from tests.stack.router import Router, remembers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "scripts" / "docker_engine.sh"
@@ -55,20 +55,20 @@ def home() -> Iterator[Path]:
 
 
 def test_an_ordinary_user_has_a_stack_on_a_rootless_engine(
-    socket: Path, upstream: Upstream, router: Router, home: Path, tmp_path: Path
+    socket: Path, upstream: Upstream, router: ScriptedRouter, home: Path, tmp_path: Path
 ) -> None:
     # git takes no repository of another user's.
     mine = home / "upstream"
     shutil.copytree(upstream.url, mine)
     subprocess.run(["chown", "-R", f"{USER}:{USER}", str(mine)], check=True)
-    router.script.chat = remembers("The key lies under the flowerpot")
+    router.answer = remembers("The key lies under the flowerpot")
     account = pwd.getpwnam(USER)
     # The tests' Python may lie where only root looks; nothing else is more than the user's.
     reads = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
     command = [
         *("setpriv", "--reuid", str(account.pw_uid), "--regid", str(account.pw_gid)),
         *("--clear-groups", *reads, sys.executable, "-m", "tests.stack.rootless_user"),
-        *(str(home / "stack"), str(router.port), str(mine), upstream.ref),
+        *(str(home / "stack"), router.url, str(mine), upstream.ref),
     ]
     environment = {
         "HOME": account.pw_dir,
