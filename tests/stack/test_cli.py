@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -101,6 +102,32 @@ def test_up_use_status_logs_repair_and_down(
 def _of(name: str, home: Path) -> bool:
     label = '{{index .Config.Labels "pikuri-internal.data-dir"}}'
     return docker("inspect", "--format", label, name) == str(home / "data")
+
+
+def test_an_export_goes_into_a_stack_that_starts_as_it_was(
+    run: Runner, flags: list[str], home: Path, tmp_path: Path
+) -> None:
+    assert run(*flags).code == 0
+    assert run("down").code == 0
+    refused = run("up", "--port", "0")
+    assert refused.code == 2
+    assert "hint: pikuri-memory up --docker" in refused.err
+    again = run("up", "--docker", *flags[flags.index("--port") :])
+    assert again.code == 0, again.err
+    file = tmp_path / "memories.jsonl"
+    lines = [
+        {"text": FACT, "user_id": "ada", "metadata": {"k": 1}, "created_at": "2020-05-01T08:00Z"},
+        {"text": "Ada plays the cello", "scope": {"user_id": "ada", "agent_id": "helper"}},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for added, known in ((2, 0), (0, 2)):
+        told = run("import", str(file), "--json").document
+        assert (told["added"], told["known"], told["refused"]) == (added, known, [])
+    found = {row["text"]: row for row in run("list", "--json").lines}
+    assert set(found) == {FACT, "Ada plays the cello"}
+    assert found[FACT]["created_at"] == "2020-05-01T08:00:00+00:00"
+    assert found[FACT]["metadata"] == {"k": 1}
+    assert found["Ada plays the cello"]["agent_id"] == "helper"
 
 
 def test_row_27_down_removes_what_a_killed_keeper_left(
