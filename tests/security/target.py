@@ -75,7 +75,7 @@ class Target:
 
     @property
     def process(self) -> psutil.Process:
-        """The server process."""
+        """The server process: whose memory and open files an attack may exhaust."""
         return psutil.Process(self.pid)
 
     def connect(self, timeout: float = 30) -> socket.socket:
@@ -197,6 +197,13 @@ class StackTarget(Target):
 
         self._container = container(server, "mem0")
         super().__init__(server)
+
+    @property
+    def process(self) -> psutil.Process:
+        """The server process: in its container, and not the keeper."""
+        from tests.stack.conftest import docker
+
+        return psutil.Process(int(docker("inspect", "-f", "{{.State.Pid}}", self._container)))
 
     def check(self) -> None:
         """Nobody changed a thing, the server lives, finds, and met nothing unforeseen."""

@@ -93,6 +93,7 @@ def build(tag: str, context: Path, ca_bundle: str | None) -> None:
     command = [
         *(images.docker_command(), "build", "--progress", "plain", "--tag", tag),
         *("--file", str(images.STACK / "Dockerfile"), "--build-context", f"stack={images.STACK}"),
+        *("--build-context", f"embedded={images.STACK.parent / 'embedded'}"),
         *("--secret", f"id=ca_bundle,src={ca_bundle or os.devnull}", str(context)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
