@@ -16,6 +16,7 @@ import psutil
 
 from pikuri_memory import EmbeddedServer, Mem0Server
 from pikuri_memory.discovery import read_server_info
+from pikuri_memory.embedded.openapi import OPERATIONS
 from pikuri_memory.paths import DataPaths
 
 SECRETS = {
@@ -144,6 +145,10 @@ class Target:
         assert "Traceback" not in log
         assert "internal error" not in log
 
+    def operations(self) -> set[tuple[str, str]]:
+        """Method and path of each route that it has."""
+        return {(row.method, row.template) for row in OPERATIONS}
+
     def failures(self) -> list[str]:
         """The lines of /metrics that count replies of 5xx, but 503 and 507."""
         text = self.owner.get("/metrics").text
@@ -228,6 +233,17 @@ class StackTarget(Target):
                     return
             assert time.monotonic() < end
             time.sleep(0.2)
+
+    def operations(self) -> set[tuple[str, str]]:
+        """Method and path of each route that it has: what it says itself."""
+        paths = self.stranger.get("/openapi.json").json()["paths"]
+        found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+        assert {
+            ("POST", "/memories"),
+            ("POST", "/search"),
+            ("DELETE", "/memories/{memory_id}"),
+        } <= found
+        return found
 
     def failures(self) -> list[str]:
         """The lines of its log that tell of replies of 5xx, but 503 and 507."""

@@ -177,7 +177,6 @@ def test_of_two_fields_of_one_name_the_last_one_counts_everywhere(target: Target
     assert reply.status_code == 422
 
 
-@pytest.mark.own_server("its vector store has limits of its own for what it keeps")
 @pytest.mark.parametrize(
     "value",
     [
@@ -218,7 +217,6 @@ def test_a_body_that_stops_in_the_middle_stores_nothing(target: Target) -> None:
     assert target.owner.get(f"/memories?user_id={GUEST}").json()["results"] == []
 
 
-@pytest.mark.own_server("it has a limit for bodies, and none for texts")
 def test_a_large_text_is_taken_or_refused_and_never_an_error(target: Target) -> None:
     for text, status in (
         ("tea " * 24_999, 200),
