@@ -46,10 +46,12 @@ class Target:
         doors: Headers that open it, for the key to be put in.
         public: A path that needs no key.
         readers: Paths that read a body.
+        levels: How deep a body may be.
     """
 
     own = True
     public = "/health"
+    levels = 200
     readers: tuple[str, ...] = ("/memories", "/memories/batch", "/search")
     doors: tuple[str, ...] = ("X-API-Key: {}", "x-api-key: {}", "Authorization: Bearer {}")
 
@@ -195,6 +197,7 @@ class StackTarget(Target):
     # What mem0 takes as a bearer are its own tokens.
     doors = ("X-API-Key: {}", "x-api-key: {}")
     public = "/openapi.json"
+    levels = 100
     readers = ("/memories", "/search")
 
     def __init__(self, server: Mem0Server) -> None:

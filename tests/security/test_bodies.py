@@ -182,7 +182,6 @@ def test_of_two_fields_of_one_name_the_last_one_counts_everywhere(target: Target
     [
         {"a": 2**63 - 1, "b": -(2**63), "c": 1.7976931348623157e308, "d": 5e-324, "e": -0.0},
         {"\u0000": "\u0000", "": "", "a.b": 1, '"': "'", "$where": "1", "__proto__": {"x": 1}},
-        {"deep": json.loads("[" * 150 + "]" * 150)},
         {"text": "x" * 300_000},
         {str(number): number for number in range(5000)},
     ],
@@ -193,6 +192,22 @@ def test_odd_metadata_comes_back_as_it_went_in(target: Target, value: dict[str, 
     assert reply.status_code == 200, reply.text
     memory_id = reply.json()["results"][0]["id"]
     assert target.owner.get(f"/memories/{memory_id}").json()["metadata"] == value
+
+
+def test_metadata_are_kept_as_deep_as_a_body_may_be_and_refused_beyond(target: Target) -> None:
+    """What is too deep for a store makes all of it unreadable."""
+
+    def add(levels: int) -> httpx.Response:
+        # Beside the lists: the body, the metadata, the number.
+        value = {"a": json.loads("[" * (levels - 2) + "1" + "]" * (levels - 2))}
+        sent = {"messages": "deep metadata", "user_id": GUEST, "metadata": value}
+        return target.owner.post("/memories", json=sent)
+
+    kept = add(target.levels)
+    assert kept.status_code == 200, kept.text
+    assert add(target.levels + 1).status_code == 422
+    [found] = target.owner.get(f"/memories?user_id={GUEST}").json()["results"]
+    assert json.dumps(found["metadata"]).count("[") == target.levels - 2
 
 
 def test_a_compressed_body_is_not_unpacked(target: Target) -> None:
