@@ -37,6 +37,7 @@ class Target:
 
     Attributes:
         port: Where it listens.
+        ports: All ports where it listens.
         endpoint: Its base URL.
         paths: Its data directory.
         pid: Its process.
@@ -58,6 +59,7 @@ class Target:
     def __init__(self, server: EmbeddedServer | Mem0Server) -> None:
         self.endpoint = server.endpoint
         self.port = int(server.endpoint.rsplit(":", 1)[1])
+        self.ports = {self.port}
         self.paths = DataPaths.at(server.data_dir)
         info = read_server_info(self.paths)
         assert info is not None
@@ -132,6 +134,25 @@ class Target:
     def await_key(self, key: str) -> None:
         """Return when a new key counts: here at once."""
 
+    def await_shut(self, key: str) -> None:
+        """Return when a key that counted does so no more: here at once."""
+
+    def family(self) -> set[psutil.Process]:
+        """Its processes: those that serve, and those that look after them."""
+        first = {self.process, psutil.Process(self.pid)}
+        return first.union(*(each.children(recursive=True) for each in first))
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Where anything of it listens or takes datagrams, in the host's own network."""
+        pids = {each.pid for each in self.family()}
+        return {
+            (found.laddr.ip, found.laddr.port)
+            for found in psutil.net_connections(kind="inet")
+            if found.status == psutil.CONN_LISTEN or found.type.name == "SOCK_DGRAM"
+            # What an engine publishes is held by processes of the engine's own.
+            if found.laddr and (found.pid in pids or found.laddr.port in self.ports)
+        }
+
     def check(self) -> None:
         """Nobody changed a thing, the server lives, finds, and met nothing unforeseen."""
         assert self.stranger.get("/health").json()["status"] == "ok"
@@ -201,10 +222,13 @@ class StackTarget(Target):
     readers = ("/memories", "/search")
 
     def __init__(self, server: Mem0Server) -> None:
-        from tests.stack.conftest import container
+        from tests.stack.conftest import container, docker
 
         self._container = container(server, "mem0")
         super().__init__(server)
+        published = docker("port", container(server, "front")).split()[2::3]
+        self.ports |= {int(address.rpartition(":")[2]) for address in published}
+        assert len(self.ports) == 2  # the store's as well
 
     @property
     def process(self) -> psutil.Process:
@@ -247,6 +271,17 @@ class StackTarget(Target):
             ("DELETE", "/memories/{memory_id}"),
         } <= found
         return found
+
+    def await_shut(self, key: str) -> None:
+        """Return when a key that counted does so no more: the keeper looks every few seconds."""
+        end = time.monotonic() + 60
+        while True:
+            with suppress(httpx.HTTPError):
+                reply = self.stranger.get("/entities", headers={"X-API-Key": key})
+                if reply.status_code == 401:
+                    return
+            assert time.monotonic() < end
+            time.sleep(0.2)
 
     def failures(self) -> list[str]:
         """The lines of its log that tell of replies of 5xx, but 503 and 507."""

@@ -50,6 +50,7 @@ class Served:
         key: That key.
         qdrant: A client of the vector store, with its key.
         history: The directory that it keeps its files in.
+        secrets: The directory that its secrets are in.
         container: Its name.
     """
 
@@ -58,6 +59,7 @@ class Served:
     key: str
     qdrant: httpx.Client
     history: Path
+    secrets: Path
     container: str
 
     def add(self, text: str, user: str, **more: Any) -> httpx.Response:
@@ -186,7 +188,7 @@ def served(
         try:
             with api, store_client:
                 _await(name, api)
-                yield Served(endpoint, api, key, store_client, history, name)
+                yield Served(endpoint, api, key, store_client, history, held, name)
         finally:
             subprocess.run(
                 [images.docker_command(), "rm", "--force", name], check=True, capture_output=True

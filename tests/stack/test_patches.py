@@ -188,6 +188,20 @@ def only_programs_of_this_machine_come_in(server: Served, models: Router, user: 
         assert httpx.get(own + path, trust_env=False).status_code == 401, path
     for path in ("/docs", "/openapi.json", "/auth/register"):
         assert httpx.post(own + path, trust_env=False).status_code == 401, path
+    # Without a key file nobody has a key.
+    key_file = server.secrets / "admin_api_key"
+    key_file.write_text("")
+    try:
+        for headers in ({}, {"X-API-Key": "m0sk_x"}, {"Authorization": "Bearer x"}):
+            for method, path in (
+                ("GET", list_it),
+                ("POST", "/auth/login"),
+                ("POST", "/auth/register"),
+            ):
+                assert ask(method, path, headers, json={}).status_code == 401
+    finally:
+        key_file.write_text(server.key + "\n")
+    assert ask("GET", list_it, {}).status_code == 200
     shown = httpx.get(f"{own}/openapi.json", trust_env=False)
     assert shown.status_code == 200
     assert shown.headers["cache-control"] == "no-store"

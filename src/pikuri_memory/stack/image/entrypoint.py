@@ -110,6 +110,8 @@ def _set_up_logs() -> None:
 
 def main() -> None:
     """Run until a signal."""
+    # What it stores is its user's alone, also where the directory is opened by mistake.
+    os.umask(0o077)
     _read_secrets()
     _clean_environment()
     _set_up_logs()
