@@ -16,6 +16,7 @@ import psutil
 
 from pikuri_memory import EmbeddedServer, Mem0Server
 from pikuri_memory.discovery import read_server_info
+from pikuri_memory.embedded.openapi import OPERATIONS
 from pikuri_memory.paths import DataPaths
 
 SECRETS = {
@@ -36,6 +37,7 @@ class Target:
 
     Attributes:
         port: Where it listens.
+        ports: All ports where it listens.
         endpoint: Its base URL.
         paths: Its data directory.
         pid: Its process.
@@ -45,16 +47,19 @@ class Target:
         doors: Headers that open it, for the key to be put in.
         public: A path that needs no key.
         readers: Paths that read a body.
+        levels: How deep a body may be.
     """
 
     own = True
     public = "/health"
+    levels = 200
     readers: tuple[str, ...] = ("/memories", "/memories/batch", "/search")
     doors: tuple[str, ...] = ("X-API-Key: {}", "x-api-key: {}", "Authorization: Bearer {}")
 
     def __init__(self, server: EmbeddedServer | Mem0Server) -> None:
         self.endpoint = server.endpoint
         self.port = int(server.endpoint.rsplit(":", 1)[1])
+        self.ports = {self.port}
         self.paths = DataPaths.at(server.data_dir)
         info = read_server_info(self.paths)
         assert info is not None
@@ -75,7 +80,7 @@ class Target:
 
     @property
     def process(self) -> psutil.Process:
-        """The server process."""
+        """The server process: whose memory and open files an attack may exhaust."""
         return psutil.Process(self.pid)
 
     def connect(self, timeout: float = 30) -> socket.socket:
@@ -129,6 +134,25 @@ class Target:
     def await_key(self, key: str) -> None:
         """Return when a new key counts: here at once."""
 
+    def await_shut(self, key: str) -> None:
+        """Return when a key that counted does so no more: here at once."""
+
+    def family(self) -> set[psutil.Process]:
+        """Its processes: those that serve, and those that look after them."""
+        first = {self.process, psutil.Process(self.pid)}
+        return first.union(*(each.children(recursive=True) for each in first))
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Where anything of it listens or takes datagrams, in the host's own network."""
+        pids = {each.pid for each in self.family()}
+        return {
+            (found.laddr.ip, found.laddr.port)
+            for found in psutil.net_connections(kind="inet")
+            if found.status == psutil.CONN_LISTEN or found.type.name == "SOCK_DGRAM"
+            # What an engine publishes is held by processes of the engine's own.
+            if found.laddr and (found.pid in pids or found.laddr.port in self.ports)
+        }
+
     def check(self) -> None:
         """Nobody changed a thing, the server lives, finds, and met nothing unforeseen."""
         assert self.stranger.get("/health").json()["status"] == "ok"
@@ -143,6 +167,10 @@ class Target:
         assert self.key not in log
         assert "Traceback" not in log
         assert "internal error" not in log
+
+    def operations(self) -> set[tuple[str, str]]:
+        """Method and path of each route that it has."""
+        return {(row.method, row.template) for row in OPERATIONS}
 
     def failures(self) -> list[str]:
         """The lines of /metrics that count replies of 5xx, but 503 and 507."""
@@ -190,13 +218,24 @@ class StackTarget(Target):
     # What mem0 takes as a bearer are its own tokens.
     doors = ("X-API-Key: {}", "x-api-key: {}")
     public = "/openapi.json"
+    levels = 100
     readers = ("/memories", "/search")
 
     def __init__(self, server: Mem0Server) -> None:
-        from tests.stack.conftest import container
+        from tests.stack.conftest import container, docker
 
         self._container = container(server, "mem0")
         super().__init__(server)
+        published = docker("port", container(server, "front")).split()[2::3]
+        self.ports |= {int(address.rpartition(":")[2]) for address in published}
+        assert len(self.ports) == 2  # the store's as well
+
+    @property
+    def process(self) -> psutil.Process:
+        """The server process: in its container, and not the keeper."""
+        from tests.stack.conftest import docker
+
+        return psutil.Process(int(docker("inspect", "-f", "{{.State.Pid}}", self._container)))
 
     def check(self) -> None:
         """Nobody changed a thing, the server lives, finds, and met nothing unforeseen."""
@@ -218,6 +257,28 @@ class StackTarget(Target):
             with suppress(httpx.HTTPError):
                 reply = self.stranger.get("/entities", headers={"X-API-Key": key})
                 if reply.status_code == 200:
+                    return
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+    def operations(self) -> set[tuple[str, str]]:
+        """Method and path of each route that it has: what it says itself."""
+        paths = self.stranger.get("/openapi.json").json()["paths"]
+        found = {(method.upper(), path) for path, methods in paths.items() for method in methods}
+        assert {
+            ("POST", "/memories"),
+            ("POST", "/search"),
+            ("DELETE", "/memories/{memory_id}"),
+        } <= found
+        return found
+
+    def await_shut(self, key: str) -> None:
+        """Return when a key that counted does so no more: the keeper looks every few seconds."""
+        end = time.monotonic() + 60
+        while True:
+            with suppress(httpx.HTTPError):
+                reply = self.stranger.get("/entities", headers={"X-API-Key": key})
+                if reply.status_code == 401:
                     return
             assert time.monotonic() < end
             time.sleep(0.2)

@@ -68,7 +68,6 @@ def test_a_body_of_doubtful_length_smuggles_nothing_in(
             assert all(status < 500 for status in replies(answer)), answer
 
 
-@pytest.mark.own_server("one length told twice is one length to its parser (RFC 9110, 8.6)")
 def test_a_length_that_is_told_twice_is_refused(target: Target) -> None:
     hidden = head(target, "GET /memories?user_id=alice", "Connection: close", key=False)
     request = head(
@@ -138,7 +137,6 @@ def test_a_body_in_good_chunks_is_taken(target: Target) -> None:
     assert status == 200, answer
 
 
-@pytest.mark.own_server("it answers in HTTP all the same, and keeps the connection open")
 def test_a_protocol_that_is_not_ours_is_not_spoken(target: Target) -> None:
     websocket = (
         "Upgrade: websocket",
@@ -159,7 +157,6 @@ def test_a_protocol_that_is_not_ours_is_not_spoken(target: Target) -> None:
         assert status_of(target.raw(line)) == 400
 
 
-@pytest.mark.own_server("its parser keeps the body of such a request")
 def test_a_body_beside_an_upgrade_is_refused_and_not_taken_for_empty(target: Target) -> None:
     """Some HTTP clients offer HTTP/2 with each request; the parser then drops the body."""
     status, answer = target.ask(

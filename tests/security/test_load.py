@@ -44,7 +44,6 @@ def test_five_hundred_idle_connections_keep_nobody_out(target: Target, held: Exi
     target.check()
 
 
-@pytest.mark.own_server("how many it holds is its own business")
 def test_more_connections_than_there_is_room_for_push_out_the_idle(
     target: Target, held: ExitStack
 ) -> None:

@@ -51,6 +51,7 @@ class Served:
         key: That key.
         qdrant: A client of the vector store, with its key.
         history: The directory that it keeps its files in.
+        secrets: The directory that its secrets are in.
         container: Its name.
     """
 
@@ -59,6 +60,7 @@ class Served:
     key: str
     qdrant: httpx.Client
     history: Path
+    secrets: Path
     container: str
 
     def add(self, text: str, user: str, **more: Any) -> httpx.Response:
@@ -94,6 +96,7 @@ def build(tag: str, context: Path, ca_bundle: str | None) -> None:
     command = [
         *(images.docker_command(), "build", "--progress", "plain", "--tag", tag),
         *("--file", str(images.STACK / "Dockerfile"), "--build-context", f"stack={images.STACK}"),
+        *("--build-context", f"embedded={images.STACK.parent / 'embedded'}"),
         *("--secret", f"id=ca_bundle,src={ca_bundle or os.devnull}", str(context)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -186,7 +189,7 @@ def served(
         try:
             with api, store_client:
                 _await(name, api)
-                yield Served(endpoint, api, key, store_client, history, name)
+                yield Served(endpoint, api, key, store_client, history, held, name)
         finally:
             subprocess.run(
                 [images.docker_command(), "rm", "--force", name], check=True, capture_output=True

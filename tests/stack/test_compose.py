@@ -262,6 +262,12 @@ def test_secrets_are_made_once_and_follow_the_key(tmp_path: Path) -> None:
     credentials.prepare(paths, None)
     assert first.admin_key.read_text() == "another-key"
     assert len(first.jwt.read_text()) > 40
+    # A container has mounted this very file.
+    mounted = first.admin_key.stat().st_ino
+    credentials.shut(paths)
+    assert (first.admin_key.read_text(), first.admin_key.stat().st_ino) == ("", mounted)
+    credentials.prepare(paths, None)
+    assert first.admin_key.read_text() == "another-key"
 
 
 ROW = "{id}\t{state}\t{status}\t{service}\t1000\t/data\tFalse\tname-{service}"

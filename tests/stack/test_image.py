@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pikuri_memory.stack.plan import EMBEDDED, SHARED
 from tests.router.scripted import ScriptedRouter, remembers
 from tests.stack import images, patched
 from tests.stack.conftest import Upstream, alone, bundle, docker
@@ -19,6 +20,7 @@ from tests.stack.patched import served
 from tests.stack.test_patches import PROMISES, _source
 
 IMAGE = images.STACK / "image"
+DOCKERFILE = images.STACK / "Dockerfile"
 PACKAGES = """
 import importlib.metadata, json
 print(json.dumps({each.name: each.version for each in importlib.metadata.distributions()}))
@@ -81,6 +83,25 @@ def test_row_6_nothing_reloads_and_nothing_is_installed_at_start(image: str) -> 
     text = (IMAGE / "entrypoint.py").read_text()
     assert "reload" not in text.replace("no reload", "")
     assert "MEM0_TELEMETRY=False" in config["Config"]["Env"]
+
+
+def test_what_both_servers_have_is_one_source(image: str) -> None:
+    listed = run(image, "find", "/opt/pikuri", "-type", "f", "-perm", "-o=r").splitlines()
+    ours = {Path(path).relative_to("/opt/pikuri") for path in listed}
+    names = {name: Path("docs" if "/" in name else "", Path(name).name) for name in SHARED}
+    assert ours == {Path("entrypoint.py"), Path("healthcheck.py"), *names.values()}
+    for name, place in names.items():
+        shown = run(image, "cat", f"/opt/pikuri/{place}")
+        assert shown == (EMBEDDED / name).read_text("utf-8").strip(), name
+    # Another one of them is another image.
+    copied = re.findall(r"^COPY --from=embedded (.+) \S+$", DOCKERFILE.read_text("utf-8"), re.M)
+    assert sorted(name for line in copied for name in line.split()) == sorted(SHARED)
+
+
+def test_the_connections_are_tested_with_the_versions_of_the_image() -> None:
+    lock = (images.STACK.parents[2] / "requirements.lock").read_text("utf-8")
+    for name in ("httptools", "uvicorn"):
+        assert re.search(rf"^{name}=={re.escape(pinned()[name])}\b", lock, re.M), name
 
 
 def test_no_certificate_of_the_build_is_in_the_image(image: str) -> None:

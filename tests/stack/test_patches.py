@@ -7,6 +7,7 @@ patches, where it must pass, and against the server with all but this one, where
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 
 from pikuri_memory import Mem0Server
 from pikuri_memory.errors import PatchError
+from pikuri_memory.stack.plan import EMBEDDED
 from tests.router.scripted import ScriptedRouter, embedding, remembers
 from tests.stack import patched
 from tests.stack.conftest import Upstream, alone, bundle
@@ -191,10 +193,24 @@ def only_programs_of_this_machine_come_in(
         assert httpx.get(own + path, trust_env=False).status_code == 401, path
     for path in ("/docs", "/openapi.json", "/auth/register"):
         assert httpx.post(own + path, trust_env=False).status_code == 401, path
+    # Without a key file nobody has a key.
+    key_file = server.secrets / "admin_api_key"
+    key_file.write_text("")
+    try:
+        for headers in ({}, {"X-API-Key": "m0sk_x"}, {"Authorization": "Bearer x"}):
+            for method, path in (
+                ("GET", list_it),
+                ("POST", "/auth/login"),
+                ("POST", "/auth/register"),
+            ):
+                assert ask(method, path, headers, json={}).status_code == 401
+    finally:
+        key_file.write_text(server.key + "\n")
+    assert ask("GET", list_it, {}).status_code == 200
     shown = httpx.get(f"{own}/openapi.json", trust_env=False)
     assert shown.status_code == 200
     assert shown.headers["cache-control"] == "no-store"
-    assert shown.headers["content-security-policy"].startswith("default-src 'self';")
+    assert shown.headers["content-security-policy"].startswith("default-src 'none';")
 
 
 def a_request_says_whose_memories_it_is_about(
@@ -286,6 +302,23 @@ def what_is_deleted_is_erased(server: Served, models: ScriptedRouter, user: str)
         assert b"271828" not in content, file.name
 
 
+def the_documentation_asks_nobody_else(server: Served, models: ScriptedRouter, user: str) -> None:
+    with httpx.Client(base_url=server.endpoint, timeout=60, trust_env=False) as stranger:
+        page = stranger.get("/docs")
+        assert page.status_code == 200
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert set(re.findall(r'(?:src|href)="([^"]+)"', page.text)) == {
+            *("data:,", "/docs/docs.css", "/docs/docs.js", "/openapi.json")
+        }
+        for name, media in (("docs.js", "text/javascript"), ("docs.css", "text/css")):
+            shown = stranger.get(f"/docs/{name}")
+            assert shown.headers["content-type"] == f"{media}; charset=utf-8"
+            assert shown.content == (EMBEDDED / "static" / name).read_bytes()
+        # Nor is there another page of the framework's.
+        assert server.api.get("/redoc").status_code == 404
+        assert server.api.get("/docs/oauth2-redirect").status_code == 404
+
+
 Promise = Callable[[Served, ScriptedRouter, str], None]
 PROMISES: dict[str, Promise] = {
     "01-qdrant": memories_live_in_qdrant,
@@ -298,6 +331,7 @@ PROMISES: dict[str, Promise] = {
     "08-not-found": a_memory_that_is_not_there_is_not_found,
     "09-updates-keep": what_an_update_does_not_name_stays,
     "10-erasure": what_is_deleted_is_erased,
+    "11-documentation": the_documentation_asks_nobody_else,
 }
 
 

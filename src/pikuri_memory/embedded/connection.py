@@ -3,6 +3,8 @@
 Whoever reaches the port, without any key, could otherwise send headers without end (each byte was
 kept: 80 MB of headers took 80 MB of memory), leave half a request open for ever, or take every
 file descriptor of the process.
+
+Of the package it knows nothing: this very file also serves mem0's server, in its container.
 """
 
 from __future__ import annotations
@@ -10,14 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import sys
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from pikuri_memory.embedded.replies import to_json
 
 _OPEN_FILES: Final = 4096
 # Not the loop's time, which many connections have in common.
@@ -134,7 +135,8 @@ class Connection(HttpToolsProtocol):
         if not self.pipeline and (
             cycle is None or cycle.response_complete or not cycle.response_started
         ):
-            body = to_json({"detail": detail, "hint": hint, "code": "invalid_request"})
+            error = {"detail": detail, "hint": hint, "code": "invalid_request"}
+            body = json.dumps(error, separators=(",", ":")).encode()
             phrase = HTTPStatus(status).phrase
             self.transport.write(
                 f"HTTP/1.1 {status} {phrase}\r\ncontent-type: application/json\r\n"

@@ -161,6 +161,7 @@ class Surroundings:
             "MEM0_CONTEXT": plan.checkout_dir,
             "MEM0_IMAGE": self.image,
             "STACK_DIR": plans.HERE,
+            "EMBEDDED_DIR": plans.EMBEDDED,
             "QDRANT_IMAGE": plan.qdrant_image,
             "SOCAT_IMAGE": plan.socat_image,
             "USER": f"{user[0]}:{user[1]}",

@@ -68,6 +68,17 @@ def prepare(paths: DataPaths, owner: tuple[int, int] | None) -> Secrets:
     return found
 
 
+def shut(paths: DataPaths) -> None:
+    """Let nobody in until :func:`prepare` and a restart.
+
+    The copy is emptied in place: the container has this very file, and looks at it each time.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    os.truncate(Secrets.at(paths).admin_key, 0)
+
+
 def _content(path: Path) -> str:
     try:
         return path.read_text().strip()

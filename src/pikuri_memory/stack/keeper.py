@@ -19,11 +19,13 @@ from typing import Final
 from pikuri_memory import discovery, lease, process
 from pikuri_memory._version import __version__
 from pikuri_memory.errors import (
+    AccessError,
     PikuriMemoryError,
     ServerStartError,
     StackError,
     StackStartError,
     StackTimeoutError,
+    StorageError,
 )
 from pikuri_memory.keeping import exit_code, start_logging, take_directory
 from pikuri_memory.paths import DataPaths
@@ -139,6 +141,7 @@ class Stack:
         self._compose: Compose | None = None
         self._begun = False
         self._key_stamp: tuple[int, int] | None = None
+        self._shut = False
         self._renew_sidecar = threading.Event()
         self.endpoint = ""
 
@@ -303,7 +306,8 @@ class Stack:
         unhealthy: dict[str, int] = {}
         while not self._stop.wait(pause):
             try:
-                self._take_new_key()
+                if not self._follow_key():
+                    continue
                 pause = _LOOK_SECONDS
                 if self._look(unhealthy):
                     self._teller.tell(trouble="")
@@ -350,16 +354,32 @@ class Stack:
             self._compose.restart(*sick)
         return not unhealthy and not sick
 
-    def _take_new_key(self) -> None:
-        """After ``key rotate``: the container reads its copy when it starts."""
+    def _follow_key(self) -> bool:
+        """Whether there is a key that nobody else may read; without one, nobody gets in.
+
+        The container reads its copy when it starts: after ``key rotate`` it is started again.
+        """
+        assert self._compose is not None
+        wrong = f"the key file {self._paths.api_key} is missing or empty"
+        try:
+            found = discovery.read_api_key(self._paths)
+        except (AccessError, StorageError) as error:
+            found, wrong = None, error.message
+        if found is None:
+            self._teller.tell(trouble=f"nobody gets in: {wrong}"[:300])
+            if not self._shut:
+                log.warning("nobody gets in: %s", wrong)
+                credentials.shut(self._paths)
+                self._shut = True
+            return False
         stamp = self._stamp()
-        if stamp == self._key_stamp or self._compose is None:
-            return
-        around = self._compose.around
-        credentials.prepare(self._paths, around.engine.secrets_owner(around.uid, around.gid))
-        log.info("there is a new key: restarting the API")
-        self._compose.restart("mem0")
-        self._key_stamp = stamp
+        if self._shut or stamp != self._key_stamp:
+            around = self._compose.around
+            credentials.prepare(self._paths, around.engine.secrets_owner(around.uid, around.gid))
+            log.info("there is a new key: restarting the API")
+            self._compose.restart("mem0")
+            self._key_stamp, self._shut = stamp, False
+        return True
 
     def _stamp(self) -> tuple[int, int] | None:
         try:

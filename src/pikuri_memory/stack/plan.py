@@ -15,6 +15,9 @@ from pikuri_memory.files import write_private
 from pikuri_memory.paths import DataPaths
 
 HERE: Final = Path(__file__).parent
+EMBEDDED: Final = HERE.parent / "embedded"
+SHARED: Final = ("connection.py", "static/docs.css", "static/docs.html", "static/docs.js")
+"""Files of the embedded server that mem0's server has too, in its image."""
 PATCHES: Final = HERE / "patches"
 PROJECT: Final = "pikuri-internal-mem0"
 RELAY_SOCKET: Final = "router.sock"
@@ -194,13 +197,13 @@ def fits_socket(path: Path) -> bool:
 def build_digest() -> str:
     """What our part of the image is made of, as a hash: another one means another image."""
     found = hashlib.sha256()
-    for path in sorted(HERE.rglob("*")):
-        relative = path.relative_to(HERE)
-        if path.is_file() and (path.name.startswith("Dockerfile") or relative.parts[0] == "image"):
-            if "__pycache__" in relative.parts:
-                continue
+    own = [path for path in HERE.iterdir() if path.name.startswith("Dockerfile")]
+    own += [path for path in (HERE / "image").rglob("*") if "__pycache__" not in path.parts]
+    for path in sorted(own + [EMBEDDED / name for name in SHARED]):
+        if path.is_file():
             content = path.read_bytes()
-            found.update(f"{relative} {len(content)}\n".encode() + content)
+            name = path.relative_to(HERE.parent)
+            found.update(f"{name} {len(content)}\n".encode() + content)
     return found.hexdigest()
 
 

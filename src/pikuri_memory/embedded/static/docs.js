@@ -135,6 +135,8 @@ async function show() {
   try {
     const api = await (await fetch("/openapi.json")).json();
     const resolve = resolver(api);
+    document.title = api.info.title;
+    document.getElementById("name").textContent = api.info.title;
     document.getElementById("version").textContent = api.info.version;
     document.getElementById("about").textContent = api.info.description;
     routes.replaceChildren(...Object.entries(api.paths).flatMap(([path, methods]) =>

@@ -7,6 +7,7 @@ here too, before upstream's code can: no memory, no query, no message of a model
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -109,17 +110,23 @@ def _set_up_logs() -> None:
 
 def main() -> None:
     """Run until a signal."""
+    # What it stores is its user's alone, also where the directory is opened by mistake.
+    os.umask(0o077)
     _read_secrets()
     _clean_environment()
     _set_up_logs()
     import uvicorn
 
+    # The embedded server's own, beside this file in the image.
+    importlib.import_module("connection").allow_connections()
     # One process, no reload, no X-Forwarded-* taken from anybody.
     uvicorn.run(
         "main:app",
         host=os.environ.get("PIKURI_LISTEN_HOST", "0.0.0.0"),
         port=int(os.environ.get("PIKURI_LISTEN_PORT", _PORT)),
         app_dir=os.environ.get("PIKURI_APP_DIR", "/app"),
+        http="connection:Connection",
+        ws="none",
         log_config=None,
         proxy_headers=False,
         server_header=False,
