@@ -108,13 +108,10 @@ KINDS = (
         {
             "batch": "mem0's server has no route for finished memories",
             "duplicates": "it stores the same text again",
-            "error_shape": "its errors have a detail, and no hint",
-            "expiry": "2.0.4 does not know dates of expiry",
             "explain": "its scores have no parts that are told",
             "idempotency": "it does not know the header",
             "pages": "its list is whole or cut, without pages",
             "succession": "it knows no links between memories",
-            "text_filters": "its adapter for the vector store looks for whole words, and for no *",
         },
     ),
 )
@@ -123,8 +120,6 @@ FEATURES = {
     "batch": "several finished memories in one request",
     "duplicates": "the same text of the same scope is stored once",
     "entities": "users, agents and runs are listed and deleted",
-    "error_shape": "errors carry detail, hint and code",
-    "expiry": "memories expire",
     "explain": "a search tells the parts of its scores",
     "history": "the changes of a memory are told, without its text once it is deleted",
     "idempotency": "the same Idempotency-Key gets the same reply",
@@ -132,5 +127,4 @@ FEATURES = {
     "partial_update": "what an update does not name stays",
     "scope_required": "an empty scope is refused",
     "succession": "a memory that replaces an older one is marked, and stands before it",
-    "text_filters": "a filter finds a part of a text, and a field that is there at all",
 }

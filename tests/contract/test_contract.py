@@ -311,7 +311,6 @@ def test_a_client_with_a_wrong_key_is_told_so(subject: Subject) -> None:
 # ------------------------------------------------------------------ errors
 
 
-@pytest.mark.feature("error_shape")
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
@@ -345,7 +344,6 @@ def test_every_error_tells_what_failed_and_what_to_do(
     assert told["hint"]
 
 
-@pytest.mark.feature("error_shape")
 def test_a_body_that_is_not_said_to_be_json_is_refused(http: httpx.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         reply = http.post(
@@ -473,7 +471,6 @@ def test_a_batch_carries_what_replaces_what(client: Mem0Client) -> None:
     assert client.get(ids[0]).supersedes == ()
 
 
-@pytest.mark.feature("expiry")
 def test_what_has_expired_is_found_when_asked_for(client: Mem0Client) -> None:
     today = datetime.now(UTC).date()
     client.add("The voucher is 1234.", user_id="ada", expiration_date="2020-01-31")
@@ -499,6 +496,29 @@ def test_what_has_expired_is_found_when_asked_for(client: Mem0Client) -> None:
         ({"NOT": [{"kind": "food"}]}, {"cello", "dog", "turku"}),
         ({"AND": [{"kind": "food"}, {"sure": True}]}, {"green"}),
         ({"kind": "nothing"}, set()),
+        ({"note": {"contains": "Doc"}}, {"nuts"}),
+        ({"note": {"icontains": "DOC"}}, {"nuts"}),
+        ({"note": {"contains": "DOC"}}, set()),
+        ({"note": "*"}, {"nuts"}),
+        ({"note": None}, {"green", "cello", "turku", "dog"}),
+        ({"note": {"ne": "told"}}, {"green", "nuts", "cello", "turku", "dog"}),
+        ({"sure": 0}, set()),
+        ({"year": 2019.0}, {"turku"}),
+        ({"year": {"gt": 2019.5}, "kind": {"ne": "place"}}, {"cello"}),
+        ({"year": {"gt": "2"}}, set()),
+        ({"kind": {"gt": "n"}}, {"dog", "turku"}),
+        ({"tags": "warm"}, {"green"}),
+        ({"tags": {"contains": "wa"}}, set()),
+        ({"tags": {"nin": ["warm", "wet"]}}, {"nuts", "cello", "turku"}),
+        ({"tags": {"gt": "a"}}, set()),
+        ({"since": {"lt": "2025-05-01T00:30:00+02:00"}}, {"cello"}),
+        ({"since": "2025-05-01"}, {"dog"}),
+        ({"created_at": {"gt": "2020-01-01"}, "kind": "pet"}, {"dog"}),
+        ({"AND": [{"kind": {"ne": "pet"}}, {"kind": {"ne": "food"}}]}, {"cello", "turku"}),
+        ({"NOT": {"OR": [{"kind": "food"}, {"year": "*"}]}}, {"dog"}),
+        ({"agent_id": None, "kind": "pet"}, {"dog"}),
+        ({"OR": [{"run_id": "*"}, {"user_id": "bo"}]}, set()),
+        ({'odd name\'s "path".[0]': "x"}, set()),
     ],
 )
 def test_filters_narrow_a_search(
@@ -507,29 +527,14 @@ def test_filters_narrow_a_search(
     assert narrowed(client, condition) == {FACTS[name] for name in found}
 
 
-@pytest.mark.feature("text_filters")
-@pytest.mark.parametrize(
-    ("condition", "found"),
-    [
-        ({"note": {"contains": "Doc"}}, {"nuts"}),
-        ({"note": {"icontains": "DOC"}}, {"nuts"}),
-        ({"note": "*"}, {"nuts"}),
-    ],
-)
-def test_filters_look_into_texts(
-    client: Mem0Client, condition: dict[str, Any], found: set[str]
-) -> None:
-    assert narrowed(client, condition) == {FACTS[name] for name in found}
-
-
 def narrowed(client: Mem0Client, condition: dict[str, Any]) -> set[str]:
     """What a search among facts with metadata finds under a condition."""
     known: dict[str, dict[str, Any]] = {
-        "green": {"kind": "food", "sure": True},
+        "green": {"kind": "food", "sure": True, "tags": ["warm", "green"]},
         "nuts": {"kind": "food", "sure": False, "note": "told by Doctor Aho"},
-        "cello": {"kind": "music", "year": 2021},
+        "cello": {"kind": "music", "year": 2021, "since": "2025-04-30T22:00:00Z"},
         "turku": {"kind": "place", "year": 2019},
-        "dog": {"kind": "pet"},
+        "dog": {"kind": "pet", "since": "2025-05-01", "tags": ["wet", ["warm"]]},
     }
     for name, metadata in known.items():
         client.add(FACTS[name], user_id="ada", metadata=metadata, infer=False)
