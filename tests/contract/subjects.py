@@ -106,12 +106,12 @@ KINDS = (
         "mem0",
         stack,
         {
-            "batch": "mem0's server has no route for finished memories",
+            "batch": "it has no route for finished memories",
             "duplicates": "it stores the same text again",
-            "explain": "its scores have no parts that are told",
-            "idempotency": "it does not know the header",
-            "pages": "its list is whole or cut, without pages",
-            "succession": "it knows no links between memories",
+            "explain": "it does not tell the parts of its scores",
+            "idempotency": "it does not know the header `Idempotency-Key`",
+            "pages": "its list is whole or cut at `top_k`, without pages",
+            "succession": "ranking: a link only marks results and orders them, and it has no links",
         },
     ),
 )

@@ -242,6 +242,9 @@ def a_request_says_whose_memories_it_is_about(server: Served, models: Router, us
     assert server.api.delete(f"/entities/user/{user}%2F2").status_code == 200
     assert server.memories(user_id=f"{user}/2") == []
     memory_id = server.memories(user_id=user)[0]["id"]
+    for name in ("created_at", "data", "expiration_date", "role"):
+        refused = server.add(HOUSE, user, infer=False, metadata={name: "mine"})
+        assert (refused.status_code, name in refused.json()["detail"]) == (422, True)
     for change in ({}, {"text": " "}, {"text": None}, {"metadata": {"user_id": "x"}}):
         refused = server.api.put(f"/memories/{memory_id}", json=change)
         assert refused.status_code == 422, change
