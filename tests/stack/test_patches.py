@@ -242,6 +242,13 @@ def a_request_says_whose_memories_it_is_about(server: Served, models: Router, us
     assert server.api.delete(f"/entities/user/{user}%2F2").status_code == 200
     assert server.memories(user_id=f"{user}/2") == []
     memory_id = server.memories(user_id=user)[0]["id"]
+    learnt = "2020-02-03T04:05:06+00:00"
+    early = server.add(
+        "learnt early", f"{user}-early", infer=False, metadata={"created_at": learnt}
+    )
+    assert early.status_code == 200
+    [row] = server.memories(user_id=f"{user}-early")
+    assert (row["created_at"], row.get("metadata")) == (learnt, None)
     for name in ("created_at", "data", "expiration_date", "role"):
         refused = server.add(HOUSE, user, infer=False, metadata={name: "mine"})
         assert (refused.status_code, name in refused.json()["detail"]) == (422, True)
