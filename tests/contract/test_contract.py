@@ -7,6 +7,7 @@ duplicates), 16 (newer first), 23 (a scope is required).
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,10 +18,13 @@ from pikuri_memory import Mem0Client, Record
 from pikuri_memory.errors import (
     AuthenticationError,
     DuplicateTextError,
+    FilterError,
     IdempotencyConflictError,
     InvalidRequestError,
     MemoryNotFoundError,
+    PikuriMemoryError,
     ScopeRequiredError,
+    TooLargeError,
 )
 
 from .subjects import Subject
@@ -311,7 +315,6 @@ def test_a_client_with_a_wrong_key_is_told_so(subject: Subject) -> None:
 # ------------------------------------------------------------------ errors
 
 
-@pytest.mark.feature("error_shape")
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
@@ -345,7 +348,6 @@ def test_every_error_tells_what_failed_and_what_to_do(
     assert told["hint"]
 
 
-@pytest.mark.feature("error_shape")
 def test_a_body_that_is_not_said_to_be_json_is_refused(http: httpx.Client) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         reply = http.post(
@@ -354,6 +356,56 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(http: httpx.Client) -> No
             headers={"Content-Type": kind},
         )
         assert (reply.status_code, reply.json()["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda m: m.get(UNKNOWN), MemoryNotFoundError),
+        (lambda m: m.update(UNKNOWN, "x"), MemoryNotFoundError),
+        (lambda m: m.search("x", filters={"user_id": "ada", "a": {"like": 1}}), FilterError),
+        (lambda m: m.search("x", filters={"user_id": "ada", "OR": []}), FilterError),
+        (lambda m: m.search("x", user_id="ada", top_k=0), InvalidRequestError),
+        (lambda m: m.search("x", user_id="ada", threshold=2.0), InvalidRequestError),
+        (lambda m: m.search(" ", user_id="ada"), InvalidRequestError),
+        (lambda m: m.add("x" * 100_001, user_id="ada"), TooLargeError),
+        (lambda m: m.add("x", user_id="ada", expiration_date="soon"), InvalidRequestError),
+        (lambda m: m.add("x", user_id="ada" * 200), InvalidRequestError),
+    ],
+)
+def test_the_clients_raise_an_error_of_its_kind(
+    client: Mem0Client, call: Callable[[Mem0Client], object], kind: type[PikuriMemoryError]
+) -> None:
+    with pytest.raises(kind) as caught:
+        call(client)
+    assert type(caught.value) is kind
+    assert caught.value.hint
+    assert "xxx" not in str(caught.value)
+
+
+def test_no_error_repeats_what_was_sent(client: Mem0Client, http: httpx.Client) -> None:
+    word = "Quetzalcoatl"
+    [memory_id] = stored(client, [word])
+    path = f"/memories/{memory_id}"
+    for method, where, body in (
+        ("GET", f"/{word}", None),
+        ("PUT", path, {"text": [word]}),
+        ("PUT", path, {"metadata": word}),
+        ("PUT", path, {"expiration_date": word}),
+        ("PUT", path, {"txt": word}),
+        ("POST", "/memories", {"messages": {word: word}, "user_id": "ada"}),
+        ("POST", "/memories", {"messages": word, "user_id": [word]}),
+        ("POST", "/search", {"query": [word], "user_id": "ada"}),
+        ("POST", "/search", {"query": word, "user_id": "ada", "top_k": word}),
+        ("POST", "/search", {"query": word, "filters": word, "user_id": "ada"}),
+        ("POST", "/search", {"query": word, "user_id": "ada", "filters": {"id": {"gt": [word]}}}),
+        ("GET", f"/memories?user_id=ada&show_expired={word}", None),
+    ):
+        reply = http.request(method, where, json=body)
+        assert reply.status_code in (404, 422), (method, where, reply.text)
+        assert set(reply.json()) == {"detail", "hint", "code"}
+        assert word not in reply.text
+    assert texts(client.get_all(user_id="ada")) == [word]
 
 
 # ------------------------------------------------------------------ once is once
@@ -473,7 +525,6 @@ def test_a_batch_carries_what_replaces_what(client: Mem0Client) -> None:
     assert client.get(ids[0]).supersedes == ()
 
 
-@pytest.mark.feature("expiry")
 def test_what_has_expired_is_found_when_asked_for(client: Mem0Client) -> None:
     today = datetime.now(UTC).date()
     client.add("The voucher is 1234.", user_id="ada", expiration_date="2020-01-31")
@@ -484,6 +535,41 @@ def test_what_has_expired_is_found_when_asked_for(client: Mem0Client) -> None:
     assert len(client.search("voucher", user_id="ada", show_expired=True)) == 2
     # An expired one does not count as the same.
     assert client.add("The voucher is 1234.", user_id="ada")[0].event == "ADD"
+
+
+def test_the_last_day_of_a_memory_can_be_changed(client: Mem0Client) -> None:
+    today = datetime.now(UTC).date()
+    [memory_id] = stored(client, ["Ada likes tea."], metadata={"n": 1}, expiration_date=today)
+    assert client.get(memory_id).expiration_date == today
+    assert [record.expiration_date for record in client.get_all(user_id="ada")] == [today]
+    assert [hit.expiration_date for hit in client.search("tea", user_id="ada")] == [today]
+    client.update(memory_id, "Ada loves tea.", metadata={"n": 2})
+    assert client.get(memory_id).expiration_date == today
+    client.update(memory_id, expiration_date=today - timedelta(days=1))
+    assert client.get_all(user_id="ada") == []
+    assert client.get_all() == []
+    assert texts(client.get_all(show_expired=True)) == ["Ada loves tea."]
+    assert client.get(memory_id).metadata == {"n": 2}
+    client.update(memory_id, expiration_date=None)
+    assert client.get(memory_id).expiration_date is None
+    assert texts(client.search("tea", user_id="ada")) == ["Ada loves tea."]
+    with pytest.raises(InvalidRequestError):
+        client.update(memory_id, expiration_date="2026-02-30")
+
+
+def test_what_is_left_out_does_not_count(client: Mem0Client) -> None:
+    for number in range(40):
+        more: dict[str, Any] = {"metadata": {"kind": "tea"}}
+        if number % 2:
+            more["expiration_date"] = "2020-01-31"
+        stored(client, [f"Ada drinks green tea, cup {number}."], **more)
+    wanted = stored(client, ["Ada drinks coffee.", "Ada drinks water."], metadata={"kind": "Else"})
+    filters = {"user_id": "ada", "kind": {"icontains": "ELSE"}}
+    found = client.search("green tea", filters=filters, top_k=2)
+    assert {hit.id for hit in found} == set(wanted)
+    found = client.search("green tea", user_id="ada", top_k=20)
+    assert len(found) == 20
+    assert all(int(hit.text.split()[-1][:-1]) % 2 == 0 for hit in found)
 
 
 @pytest.mark.parametrize(
@@ -499,6 +585,29 @@ def test_what_has_expired_is_found_when_asked_for(client: Mem0Client) -> None:
         ({"NOT": [{"kind": "food"}]}, {"cello", "dog", "turku"}),
         ({"AND": [{"kind": "food"}, {"sure": True}]}, {"green"}),
         ({"kind": "nothing"}, set()),
+        ({"note": {"contains": "Doc"}}, {"nuts"}),
+        ({"note": {"icontains": "DOC"}}, {"nuts"}),
+        ({"note": {"contains": "DOC"}}, set()),
+        ({"note": "*"}, {"nuts"}),
+        ({"note": None}, {"green", "cello", "turku", "dog"}),
+        ({"note": {"ne": "told"}}, {"green", "nuts", "cello", "turku", "dog"}),
+        ({"sure": 0}, set()),
+        ({"year": 2019.0}, {"turku"}),
+        ({"year": {"gt": 2019.5}, "kind": {"ne": "place"}}, {"cello"}),
+        ({"year": {"gt": "2"}}, set()),
+        ({"kind": {"gt": "n"}}, {"dog", "turku"}),
+        ({"tags": "warm"}, {"green"}),
+        ({"tags": {"contains": "wa"}}, set()),
+        ({"tags": {"nin": ["warm", "wet"]}}, {"nuts", "cello", "turku"}),
+        ({"tags": {"gt": "a"}}, set()),
+        ({"since": {"lt": "2025-05-01T00:30:00+02:00"}}, {"cello"}),
+        ({"since": "2025-05-01"}, {"dog"}),
+        ({"created_at": {"gt": "2020-01-01"}, "kind": "pet"}, {"dog"}),
+        ({"AND": [{"kind": {"ne": "pet"}}, {"kind": {"ne": "food"}}]}, {"cello", "turku"}),
+        ({"NOT": {"OR": [{"kind": "food"}, {"year": "*"}]}}, {"dog"}),
+        ({"agent_id": None, "kind": "pet"}, {"dog"}),
+        ({"OR": [{"run_id": "*"}, {"user_id": "bo"}]}, set()),
+        ({'odd name\'s "path".[0]': "x"}, set()),
     ],
 )
 def test_filters_narrow_a_search(
@@ -507,29 +616,14 @@ def test_filters_narrow_a_search(
     assert narrowed(client, condition) == {FACTS[name] for name in found}
 
 
-@pytest.mark.feature("text_filters")
-@pytest.mark.parametrize(
-    ("condition", "found"),
-    [
-        ({"note": {"contains": "Doc"}}, {"nuts"}),
-        ({"note": {"icontains": "DOC"}}, {"nuts"}),
-        ({"note": "*"}, {"nuts"}),
-    ],
-)
-def test_filters_look_into_texts(
-    client: Mem0Client, condition: dict[str, Any], found: set[str]
-) -> None:
-    assert narrowed(client, condition) == {FACTS[name] for name in found}
-
-
 def narrowed(client: Mem0Client, condition: dict[str, Any]) -> set[str]:
     """What a search among facts with metadata finds under a condition."""
     known: dict[str, dict[str, Any]] = {
-        "green": {"kind": "food", "sure": True},
+        "green": {"kind": "food", "sure": True, "tags": ["warm", "green"]},
         "nuts": {"kind": "food", "sure": False, "note": "told by Doctor Aho"},
-        "cello": {"kind": "music", "year": 2021},
+        "cello": {"kind": "music", "year": 2021, "since": "2025-04-30T22:00:00Z"},
         "turku": {"kind": "place", "year": 2019},
-        "dog": {"kind": "pet"},
+        "dog": {"kind": "pet", "since": "2025-05-01", "tags": ["wet", ["warm"]]},
     }
     for name, metadata in known.items():
         client.add(FACTS[name], user_id="ada", metadata=metadata, infer=False)

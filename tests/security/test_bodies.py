@@ -148,7 +148,6 @@ def test_hostile_json_is_a_malformed_request(target: Target, name: str) -> None:
     assert found == []
 
 
-@pytest.mark.own_server("it knows no dates of expiry")
 @pytest.mark.parametrize("name", DATES)
 def test_a_date_that_is_none_is_a_malformed_request(target: Target, name: str) -> None:
     status, answer = target.ask("POST /memories", JSON, DATES[name], key=True)

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def accounts_keys_and_settings_need_no_postgres(
 def a_failed_extraction_is_an_error(server: Served, models: ScriptedRouter, user: str) -> None:
     models.rule("server_error", kind="chat")
     failed = server.add("My key lies under the flowerpot", user)
-    assert (failed.status_code, failed.json().get("code")) == (502, "provider_unavailable")
+    assert (failed.status_code, failed.json().get("code")) == (503, "router_unreachable")
     assert ROUTER_NAME in failed.json()["detail"]
     models.behave()
     for words in (
@@ -98,9 +99,7 @@ def a_failed_extraction_is_an_error(server: Served, models: ScriptedRouter, user
     ):
         models.answer = lambda _, words=words: words  # type: ignore[misc] # its own words
         failed = server.add("My key lies under the flowerpot", user)
-        assert (failed.status_code, failed.json().get("code")) == (502, "extraction_unusable"), (
-            words
-        )
+        assert (failed.status_code, failed.json().get("code")) == (502, "model_answer"), words
     # A fact that was found and cannot be embedded would be lost likewise.
     models.answer = remembers("Ada plays the cello", "Ada likes unembeddable things")
     models.refused_words = ("unembeddable",)
@@ -229,17 +228,32 @@ def a_request_says_whose_memories_it_is_about(
         assert {reply.json().get("code") for reply in replies} == {"scope_required"}
     wide = {"query": "key", "filters": {"user_id": {"ne": "nobody"}}}
     assert server.api.post("/search", json=wide).status_code == 400
-    for inside in (
-        {"AND": [{"user_id": user}]},
-        {"OR": [{"user_id": user}, {"kind": "x"}]},
-        {"NOT": [{"user_id": "x"}]},
-        {"AND": [{"OR": [{"agent_id": "x"}]}]},
-        {"$or": [{"user_id": user}]},
-        {"') OR 1=1 --": "x"},
-    ):
+    inner: list[tuple[dict[str, Any], str | None]] = [
+        ({"AND": [{"user_id": user}]}, "invalid_filter"),
+        ({"AND": {"user_id": {"eq": user}}}, "invalid_filter"),
+        ({"AND": [{"user_id": "*"}]}, "scope_required"),
+        ({"$or": [{"user_id": user}]}, "invalid_filter"),
+        # Conditions, which only narrow it.
+        ({"OR": [{"user_id": user}, {"kind": "x"}]}, None),
+        ({"NOT": [{"user_id": "x"}]}, None),
+        ({"AND": [{"OR": [{"user_id": user}]}]}, None),
+        ({"') OR 1=1 --": "x"}, None),
+    ]
+    for inside, code in inner:
         sought = {"query": "key", "filters": {"user_id": "guest", **inside}}
-        refused = server.api.post("/search", json=sought)
-        assert (refused.status_code, refused.json().get("code")) == (422, "invalid_filter")
+        answer = server.api.post("/search", json=sought).json()
+        assert (answer.get("code"), answer.get("results", [])) == (code, []), inside
+    own: list[dict[str, Any]] = [
+        {"user_id": {"eq": f" {user} "}},
+        {"AND": [{"user_id": user}, {"user_id": {"ne": "x"}}]},
+        {"AND": {"user_id": user}, "agent_id": None},
+    ]
+    for filters in own:
+        found = server.api.post("/search", json={"query": "key", "filters": filters}).json()
+        assert [row["memory"] for row in found.get("results", [])] == [HOUSE], (filters, found)
+    for odd_number in ({"top_k": 0}, {"top_k": 1001}, {"top_k": "5"}, {"threshold": 1.5}):
+        odd_search = {"query": "key", "user_id": user, **odd_number}
+        assert server.api.post("/search", json=odd_search).status_code == 422, odd_number
     assert server.api.delete("/entities/user/*").status_code == 400
     assert server.api.get(f"/memories?user_id={user}&user_id=other").status_code == 422
     assert [row["memory"] for row in server.memories(user_id=user)] == [HOUSE]
@@ -250,6 +264,20 @@ def a_request_says_whose_memories_it_is_about(
     assert [row["memory"] for row in server.memories(user_id=f"{user}/2")] == ["said twice"]
     assert server.api.delete(f"/entities/user/{user}%2F2").status_code == 200
     assert server.memories(user_id=f"{user}/2") == []
+    memory_id = server.memories(user_id=user)[0]["id"]
+    learnt = "2020-02-03T04:05:06+00:00"
+    early = server.add(
+        "learnt early", f"{user}-early", infer=False, metadata={"created_at": learnt}
+    )
+    assert early.status_code == 200
+    [row] = server.memories(user_id=f"{user}-early")
+    assert (row["created_at"], row.get("metadata")) == (learnt, None)
+    for name in ("created_at", "data", "expiration_date", "role"):
+        refused = server.add(HOUSE, user, infer=False, metadata={name: "mine"})
+        assert (refused.status_code, name in refused.json()["detail"]) == (422, True)
+    for change in ({}, {"text": " "}, {"text": None}, {"metadata": {"user_id": "x"}}):
+        refused = server.api.put(f"/memories/{memory_id}", json=change)
+        assert refused.status_code == 422, change
     for odd in ('{"n": NaN}', '{"n": 1e999}', '"\\ud800"', "9" * 30, "[" * 5000 + "]" * 5000):
         body = f'{{"messages": "x", "user_id": "{user}", "metadata": {{"a": {odd}}}}}'
         assert server.api.post("/memories", content=body, headers=kind).status_code == 422, odd
@@ -319,6 +347,182 @@ def the_documentation_asks_nobody_else(server: Served, models: ScriptedRouter, u
         assert server.api.get("/docs/oauth2-redirect").status_code == 404
 
 
+def an_error_says_what_failed_and_what_to_do(
+    server: Served, models: ScriptedRouter, user: str
+) -> None:
+    word = "Quetzalcoatl"
+    memory_id = server.add(word, user, infer=False).json()["results"][0]["id"]
+    put = f"/memories/{memory_id}"
+    cases: list[tuple[str, str, Any, int, str]] = [
+        ("GET", f"/{word}", None, 404, "not_found"),
+        ("GET", f"/memories/{uuid.uuid4()}", None, 404, "not_found"),
+        ("PATCH", "/memories", {"text": word}, 405, "method_not_allowed"),
+        ("PUT", put, {"metadata": [word]}, 422, "invalid_request"),
+        ("POST", "/configure", [word], 422, "invalid_request"),
+        ("GET", f"/memories?user_id={user}&top_k={word}", None, 422, "invalid_request"),
+        ("DELETE", f"/entities/{word}/x", None, 422, "invalid_request"),
+    ]
+    turn = {"messages": [{"role": "user", "content": word}], "user_id": user, "infer": False}
+    cases.append(("POST", "/memories", {**turn, "memory_type": word}, 422, "invalid_request"))
+    replies = []
+    for method, path, body, status, code in cases:
+        reply = server.api.request(method, path, json=body)
+        assert (reply.status_code, reply.json().get("code")) == (status, code), (method, path)
+        replies.append(reply)
+    stranger = {"X-API-Key": "m0sk_" + "x" * 43}
+    with httpx.Client(base_url=server.endpoint, timeout=60, trust_env=False) as other:
+        reply = other.get("/memories", params={"user_id": user}, headers=stranger)
+    assert (reply.status_code, reply.json().get("code")) == (401, "unauthenticated")
+    replies.append(reply)
+    troubles: list[tuple[Callable[[], None], int, str]] = [
+        (lambda: models.rule("server_error", kind="embedding"), 503, "router_unreachable"),
+        (lambda: models.rule("too_many_requests", kind="embedding"), 503, "router_busy"),
+        (lambda: setattr(models, "refused_words", (word,)), 502, "router_refused"),
+        (lambda: setattr(models, "api_key", "another"), 502, "router_refused"),
+        (lambda: setattr(models, "embedding_models", ()), 502, "router_refused"),
+    ]
+    for begin, status, code in troubles:
+        offered = models.embedding_models
+        begin()
+        reply = server.add(word, user)
+        models.behave()
+        models.refused_words, models.api_key, models.embedding_models = (), None, offered
+        assert (reply.status_code, reply.json().get("code")) == (status, code)
+        assert ROUTER_NAME in reply.json()["detail"]
+        assert ("retry-after" in reply.headers) is (status == 503)
+        replies.append(reply)
+    reply = server.api.post("/configure", json={"version": [word]})
+    assert (reply.status_code, reply.json().get("code")) == (500, "error")
+    assert server.api.post("/configure", json={"version": "v1.1"}).status_code == 200
+    reference = reply.json()["detail"].split()[-1]
+    assert reference in reply.json()["hint"]
+    assert f"internal error {reference}" in server.log()
+    replies.append(reply)
+    for reply in replies:
+        told = reply.json()
+        assert set(told) == {"detail", "hint", "code"}
+        assert all(isinstance(part, str) and part for part in told.values()), told
+        assert word not in reply.text
+    assert word not in server.log()
+
+
+def a_filter_means_what_the_documentation_says(
+    server: Served, models: ScriptedRouter, user: str
+) -> None:
+    kept: dict[str, dict[str, Any]] = {
+        "one": {"note": "told by Doctor Aho", "tags": ["a", "b"], "n": 1.5, "day": "2025-05-01"},
+        "two": {"note": "STRASSE", "n": 2, "nested": {"a": 1}, "a.b": "dotted"},
+        "three": {"n": 2.0, "sure": True, "note": None, "day": "2025-04-30T23:30:00-02:00"},
+        "four": {"n": True, "tags": [["a"]], "note": "*"},
+    }
+    for name, metadata in kept.items():
+        assert server.add(f"number {name}", user, infer=False, metadata=metadata).is_success
+    cases: list[tuple[dict[str, Any], set[str]]] = [
+        ({"note": {"contains": "Doc"}}, {"one"}),
+        ({"note": {"contains": "doc"}}, set()),
+        ({"note": {"icontains": "straße"}}, {"two"}),
+        ({"note": "*"}, {"one", "two", "four"}),
+        ({"note": {"eq": "*"}}, {"four"}),
+        ({"note": None}, {"three"}),
+        ({"tags": "a"}, {"one"}),
+        ({"tags": {"contains": "b"}}, {"one"}),
+        ({"tags": {"nin": ["a"]}}, {"two", "three", "four"}),
+        ({"n": 2}, {"two", "three"}),
+        ({"n": True}, {"four"}),
+        ({"n": {"gt": 1, "ne": 1.5}}, {"two", "three"}),
+        ({"n": 1.5}, {"one"}),
+        ({"a.b": "dotted"}, {"two"}),
+        ({"nested": "*"}, {"two"}),
+        ({"day": {"gt": "2025-05-01"}}, {"three"}),
+        ({"day": {"gt": "2025"}}, {"one", "three"}),
+        ({"AND": [{"n": {"gt": 1}}, {"n": {"lt": 2}}]}, {"one"}),
+        (
+            {"AND": [{"OR": [{"n": 2}, {"n": 1.5}]}, {"OR": [{"tags": "a"}, {"sure": True}]}]},
+            {"one", "three"},
+        ),
+        ({"NOT": {"OR": [{"note": "*"}, {"sure": False}]}}, {"three"}),
+        ({"data": "*"}, set()),
+        ({"created_at": {"gte": "2020-01-01"}, "id": "*"}, {"one", "two", "three", "four"}),
+    ]
+    for condition, names in cases:
+        # Few of them, so that a filter of what was found already would find less.
+        asked = {"query": "number four", "top_k": max(1, len(names)), "threshold": 0}
+        asked["filters"] = {"user_id": user, **condition}
+        hits = server.api.post("/search", json=asked).json()["results"]
+        assert {hit["memory"].split()[1] for hit in hits} == names, condition
+    malformed: list[dict[str, Any]] = [
+        {"n": {"like": 1}},
+        {"OR": []},
+        {"n": {}},
+        {"created_at": 5},
+        {"n": [{}]},
+    ]
+    for wrong in malformed:
+        refused = server.api.post(
+            "/search", json={"query": "x", "filters": {"user_id": user, **wrong}}
+        )
+        assert (refused.status_code, refused.json().get("code")) == (422, "invalid_filter"), wrong
+        assert "icontains" in refused.json()["hint"]
+
+
+def a_memory_is_found_until_its_last_day(server: Served, models: ScriptedRouter, user: str) -> None:
+    today = datetime.now(UTC).date()
+    days = {"past": "2020-01-31", "today": today.isoformat(), "future": "2999-12-31"}
+    ids = {}
+    for name, day in days.items():
+        added = server.add(f"voucher of the {name}", user, infer=False, expiration_date=day)
+        ids[name] = added.json()["results"][0]["id"]
+    paths = {name: f"/memories/{memory_id}" for name, memory_id in ids.items()}
+
+    def seen(**more: Any) -> tuple[set[str], set[str], set[str]]:
+        asked = {"query": "voucher", "user_id": user, "threshold": 0, **more}
+        found = server.api.post("/search", json=asked).json()["results"]
+        everybody = [row for row in server.memories(**more) if row["user_id"] == user]
+        lists = (server.memories(user_id=user, **more), everybody, found)
+        for row in (row for rows in lists for row in rows):
+            assert row.get("expiration_date") == days[row["memory"].split()[-1]]
+            assert not row.get("metadata")
+        told = [{row["memory"].split()[-1] for row in rows} for rows in lists]
+        return told[0], told[1], told[2]
+
+    assert seen() == ({"today", "future"},) * 3
+    assert seen(show_expired=True) == ({"past", "today", "future"},) * 3
+    # Those that are left out do not count.
+    one = {"query": "voucher of the past", "user_id": user, "top_k": 1, "threshold": 0}
+    [hit] = server.api.post("/search", json=one).json()["results"]
+    assert hit["memory"] != "voucher of the past"
+    [row] = server.memories(user_id=user, top_k=1)
+    assert row["memory"] == "voucher of the future"
+    by_day = {"expiration_date": {"lt": "2021-01-01"}, "user_id": user}
+    asked = {"query": "voucher", "filters": by_day, "show_expired": True, "threshold": 0}
+    [hit] = server.api.post("/search", json=asked).json()["results"]
+    assert hit["id"] == ids["past"]
+    # The model is not shown it either, and may find it anew.
+    models.answer = remembers("voucher of the past")
+    again = server.add("My voucher is of the past", user)
+    assert [row["event"] for row in again.json()["results"]] == ["ADD"]
+    assert "voucher of the past" not in json.dumps(models.seen("chat")[0].body)
+    assert "voucher of the future" in json.dumps(models.seen("chat")[0].body)
+    server.api.delete(f"/memories/{again.json()['results'][0]['id']}")
+    # An update changes the day, takes it away, or leaves it.
+    server.api.put(paths["today"], json={"metadata": {"a": 1}})
+    kept = server.api.get(paths["today"]).json()
+    assert (kept["expiration_date"], kept["metadata"]) == (days["today"], {"a": 1})
+    server.api.put(paths["today"], json={"expiration_date": "2020-02-01"})
+    assert ids["today"] not in {row["id"] for row in server.memories(user_id=user)}
+    server.api.put(paths["past"], json={"expiration_date": None})
+    assert ids["past"] in {row["id"] for row in server.memories(user_id=user)}
+    assert server.api.get(paths["past"]).json().get("expiration_date") is None
+    for wrong in ("2026-02-30", "10000-01-01", "2026-1-1", "2026-01-01T00:00", 7, ""):
+        refused = server.add("voucher", user, infer=False, expiration_date=wrong)
+        assert refused.status_code == 422, wrong
+        refused = server.api.put(paths["past"], json={"expiration_date": wrong})
+        assert refused.status_code == 422, wrong
+    # What has expired is deleted with its scope.
+    assert server.api.delete("/memories", params={"user_id": user}).status_code == 200
+    assert server.memories(user_id=user, show_expired=True) == []
+
+
 Promise = Callable[[Served, ScriptedRouter, str], None]
 PROMISES: dict[str, Promise] = {
     "01-qdrant": memories_live_in_qdrant,
@@ -332,6 +536,9 @@ PROMISES: dict[str, Promise] = {
     "09-updates-keep": what_an_update_does_not_name_stays,
     "10-erasure": what_is_deleted_is_erased,
     "11-documentation": the_documentation_asks_nobody_else,
+    "12-errors": an_error_says_what_failed_and_what_to_do,
+    "13-filters": a_filter_means_what_the_documentation_says,
+    "14-expiry": a_memory_is_found_until_its_last_day,
 }
 
 

@@ -106,7 +106,7 @@ class Mem0Client:
             run_id: The conversation or task.
             metadata: Fields of the caller's own: a JSON object.
             expiration_date: Last day (UTC) on which it is found, or ``YYYY-MM-DD``. mem0's server
-                takes it only in versions newer than 2.0.4 and ignores it in others.
+                of 2.0.4 ignores it, unless ``Mem0Server`` runs it.
             infer: Whether a model extracts facts; None leaves it to the server: ours extracts
                 where it has a model and else keeps the text as it is, mem0's extracts.
             prompt: Instructions for the extraction.

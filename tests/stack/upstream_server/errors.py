@@ -28,6 +28,8 @@ def _classify_one(exc: BaseException) -> tuple[str, str]:
 
     if name in _AUTH_NAMES or status in (401, 403):
         return ("provider_auth_failed", "Provider rejected the request (authentication).")
+    if name == "RateLimitError":
+        return ("provider_rate_limited", "Provider rate limit hit. Retry shortly.")
     if name == "APITimeoutError" or isinstance(exc, TimeoutError):
         return ("provider_timeout", "Provider timed out. Retry shortly.")
     if name in _CONN_NAMES or (isinstance(status, int) and status >= 500):

@@ -81,6 +81,7 @@ class MemoryCreate(BaseModel):
     run_id: Optional[str] = None
     metadata: Optional[Dict[str, Any]] = None
     infer: Optional[bool] = None
+    memory_type: Optional[str] = None
 
 
 class MemoryUpdate(BaseModel):
@@ -91,11 +92,11 @@ class MemoryUpdate(BaseModel):
 class SearchRequest(BaseModel):
     query: str
     user_id: Optional[str] = None
-    agent_id: Optional[str] = None
     run_id: Optional[str] = None
+    agent_id: Optional[str] = Field(None, description="Deprecated: pass inside `filters` instead.", deprecated=True)
     filters: Optional[Dict[str, Any]] = None
-    top_k: Optional[int] = None
-    threshold: Optional[float] = None
+    top_k: Optional[int] = Field(None, description="Maximum number of results to return.")
+    threshold: Optional[float] = Field(None, description="Minimum similarity score for results.")
 
 
 def _should_log_request(request: Request) -> bool:
@@ -155,8 +156,8 @@ def set_config(config: Dict[str, Any], _auth=Depends(verify_auth)):
 def add_memory(memory_create: MemoryCreate, _auth=Depends(verify_auth)):
     if not any([memory_create.user_id, memory_create.agent_id, memory_create.run_id]):
         raise HTTPException(status_code=400, detail="At least one identifier (user_id, agent_id, run_id) is required.")
-    params = {k: v for k, v in memory_create.model_dump().items() if v is not None and k != "messages"}
     messages = [message.model_dump() for message in memory_create.messages]
+    params = {k: v for k, v in memory_create.model_dump().items() if v is not None and k != "messages"}
     try:
         return JSONResponse(content=get_memory_instance().add(messages=messages, **params))
     except Exception:
@@ -169,9 +170,14 @@ _RESERVED_PAYLOAD_KEYS = {"data", "user_id", "agent_id", "run_id", "hash", "crea
 
 def _serialize_memory(row: Any) -> Dict[str, Any]:
     payload = getattr(row, "payload", None) or {}
-    shown = {key: payload.get(key) for key in _RESERVED_PAYLOAD_KEYS if key != "data"}
-    metadata = {k: v for k, v in payload.items() if k not in _RESERVED_PAYLOAD_KEYS}
-    return {**shown, "id": getattr(row, "id", None), "memory": payload.get("data"), "metadata": metadata}
+    shown = {key: payload.get(key) for key in ("user_id", "agent_id", "run_id", "hash", "created_at")}
+    return {
+        **shown,
+        "id": getattr(row, "id", None),
+        "memory": payload.get("data"),
+        "metadata": {k: v for k, v in payload.items() if k not in _RESERVED_PAYLOAD_KEYS},
+        "updated_at": payload.get("updated_at"),
+    }
 
 
 def _list_all_memories(limit: int = ALL_MEMORIES_LIMIT) -> Dict[str, Any]:
@@ -222,9 +228,12 @@ def search_memories(search_req: SearchRequest, _auth=Depends(verify_auth)):
 
 
 @app.put("/memories/{memory_id}")
-def update_memory(memory_id: str, updated: MemoryUpdate, _auth=Depends(verify_auth)):
+def update_memory(memory_id: str, updated_memory: MemoryUpdate, _auth=Depends(verify_auth)):
+    """Update an existing memory."""
     try:
-        return get_memory_instance().update(memory_id=memory_id, data=updated.text, metadata=updated.metadata)
+        return get_memory_instance().update(
+            memory_id=memory_id, data=updated_memory.text, metadata=updated_memory.metadata
+        )
     except Exception:
         raise upstream_error()
 

@@ -1,7 +1,7 @@
 """Who has memories."""
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 from auth import verify_auth
 from errors import upstream_error
@@ -13,7 +13,7 @@ router = APIRouter(prefix="/entities", tags=["entities"])
 
 SCAN_LIMIT = 10_000
 
-EntityType = str
+EntityType = Literal["user", "agent", "run"]
 FIELDS = {"user": "user_id", "agent": "agent_id", "run": "run_id"}
 
 
