@@ -74,6 +74,9 @@ def test_up_use_status_logs_repair_and_down(
     assert unknown.code == 2
     assert "mem0, qdrant, front" in unknown.err
 
+    assert run("key", "rotate").code == 0
+    # It counts when the command returns.
+    assert FACT in run("search", "walnuts", "--user", "ada").out
     assert run("purge").code == 2
     assert [row["text"] for row in run("list", "--json").lines] == [FACT]
 

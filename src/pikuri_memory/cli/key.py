@@ -22,10 +22,11 @@ def _key(ctx: typer.Context) -> None:
 
 
 def rotate(call: Call) -> None:
-    """Replace the key, with a running server or without. The old one is refused at once."""
+    """Replace the key, with a running server or without. The old one is refused from then on."""
     from pikuri_memory.servers import local
 
-    info = local.rotate_key(call.paths)
+    with call.progress("replacing the key"):
+        info = local.rotate_key(call.paths)
     call.out.document(
         {"api_key_file": str(call.paths.api_key), "endpoint": info.endpoint if info else None}
     )

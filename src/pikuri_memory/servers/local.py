@@ -19,7 +19,7 @@ from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, ServerN
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import kinds, lifecycle
 from pikuri_memory.servers.kinds import STACK
-from pikuri_memory.waiting import Deadline
+from pikuri_memory.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:
     from pikuri_memory.stack.status import StackStatus
@@ -29,6 +29,7 @@ State: TypeAlias = Literal["running", "starting", "stopping", "unresponsive", "s
 _LEASE_SECONDS: Final = 10.0
 _STATUS_SECONDS: Final = 3.0
 _PURGE_SECONDS: Final = 3600.0
+_NEW_KEY_SECONDS: Final = 60.0
 
 
 class LocalClient(Mem0Client):
@@ -206,11 +207,32 @@ def rotate_key(paths: DataPaths) -> ServerInfo | None:
 
     Returns:
         The running server, which takes only the new key from now on; None if none runs.
+
+    Raises:
+        WaitTimeoutError: The containers of a stack still have the old one.
     """
     lease.prepare(paths)
     discovery.rotate_api_key(paths)
     info = discovery.read_server_info(paths)
-    return info if info is not None and info.is_running() else None
+    if info is None or not info.is_running():
+        return None
+    if info.kind == STACK:
+        _await_key(paths, info)
+    return info
+
+
+def _await_key(paths: DataPaths, info: ServerInfo) -> None:
+    from pikuri_memory.stack import health
+
+    key = discovery.read_api_key(paths)
+
+    wait_for(
+        lambda: health.problem(info.endpoint, key) is None or None,
+        Deadline(_NEW_KEY_SECONDS),
+        what="the containers to take the new key",
+        hint="start them again: pikuri-memory down && pikuri-memory up --docker",
+        interval=0.2,
+    )
 
 
 def describe(paths: DataPaths) -> Status:

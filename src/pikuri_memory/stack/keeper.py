@@ -141,6 +141,7 @@ class Stack:
         self._compose: Compose | None = None
         self._begun = False
         self._key_stamp: tuple[int, int] | None = None
+        self._seen_stamp: tuple[int, int] | None = None
         self._shut = False
         self._renew_sidecar = threading.Event()
         self.endpoint = ""
@@ -209,7 +210,7 @@ class Stack:
         health.remember_embedder(paths, *embedder)
         if not has_image:
             services.remove_older_images()
-        self._key_stamp = self._stamp()
+        self._key_stamp = self._seen_stamp = self._stamp()
         report("ready", self.endpoint)
 
     def _surroundings(self, found: engine.Engine) -> Surroundings:
@@ -304,7 +305,7 @@ class Stack:
         """Repair what dies, until the end."""
         pause = _LOOK_SECONDS
         unhealthy: dict[str, int] = {}
-        while not self._stop.wait(pause):
+        while not self._paused(pause):
             try:
                 if not self._follow_key():
                     continue
@@ -322,6 +323,16 @@ class Stack:
             except Exception as error:
                 log.warning("the keeper met %s", type(error).__name__)
         self._teller.report("stop", "")
+
+    def _paused(self, seconds: float) -> bool:
+        """Wait for so long, or until there is another key; whether the end has come."""
+        deadline = Deadline(seconds)
+        while not deadline.expired:
+            if self._stop.wait(min(_WAIT_SECONDS, deadline.remaining())):
+                return True
+            if self._stamp() != self._seen_stamp:
+                return False
+        return False
 
     def _look(self, unhealthy: dict[str, int]) -> bool:
         """Compare with what should be, and repair; whether all was right."""
@@ -360,6 +371,7 @@ class Stack:
         The container reads its copy when it starts: after ``key rotate`` it is started again.
         """
         assert self._compose is not None
+        stamp = self._seen_stamp = self._stamp()
         wrong = f"the key file {self._paths.api_key} is missing or empty"
         try:
             found = discovery.read_api_key(self._paths)
@@ -372,7 +384,6 @@ class Stack:
                 credentials.shut(self._paths)
                 self._shut = True
             return False
-        stamp = self._stamp()
         if self._shut or stamp != self._key_stamp:
             around = self._compose.around
             credentials.prepare(self._paths, around.engine.secrets_owner(around.uid, around.gid))
