@@ -531,12 +531,11 @@ _STATUS_FALLBACK: dict[int, type[PikuriMemoryError]] = {
 }
 
 
-# What mem0's server calls the troubles of its models (and of our patches to it).
+# What mem0's server calls the troubles of its models, where our patches are not in it.
 _FOREIGN_CODES: dict[str, type[PikuriMemoryError]] = {
     "provider_unavailable": RouterUnreachableError,
     "provider_timeout": RouterTimeoutError,
     "provider_bad_request": RouterRefusedError,
-    "extraction_unusable": ModelAnswerError,
 }
 
 
