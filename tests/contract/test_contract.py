@@ -69,7 +69,9 @@ def test_what_is_added_is_read_back_exactly(client: Mem0Client) -> None:
 def test_each_user_message_of_a_conversation_is_stored(client: Mem0Client) -> None:
     client.add_messages(
         [
+            {"role": "system", "content": "You are a helpful assistant."},
             {"role": "user", "content": "My sister is called Vilja."},
+            {"role": "assistant", "content": "What does Vilja do?"},
             {"role": "user", "content": "She studies law in Uppsala."},
         ],
         user_id="ada",
@@ -79,6 +81,10 @@ def test_each_user_message_of_a_conversation_is_stored(client: Mem0Client) -> No
         "My sister is called Vilja.",
         "She studies law in Uppsala.",
     ]
+    own_words = [{"role": "assistant", "content": "Vilja sounds nice."}]
+    with pytest.raises(InvalidRequestError):
+        client.add_messages(own_words, user_id="ada", infer=False)
+    assert len(client.get_all(user_id="ada")) == 2
 
 
 @pytest.mark.parametrize(
@@ -113,6 +119,16 @@ def test_a_search_stays_within_its_scope(client: Mem0Client) -> None:
         "The cat of Bo is called Sisu."
     ]
     assert client.search("the name of the cat", user_id="nobody") == []
+
+
+def test_an_id_may_have_any_printable_character(client: Mem0Client) -> None:
+    for name in ("Ada Lovelace", "ada@example.com", "Åsa/Öberg", "100%", "a&b=c#d?", "李"):
+        [added] = client.add(f"Tea for {name}", user_id=name, infer=False)
+        assert texts(client.get_all(user_id=name)) == [f"Tea for {name}"]
+        [found] = client.search("tea", user_id=name)
+        assert (found.id, found.user_id) == (added.id, name)
+        client.delete_all(user_id=name)
+        assert client.get_all(user_id=name) == []
 
 
 def test_the_ids_of_a_scope_all_count(client: Mem0Client) -> None:

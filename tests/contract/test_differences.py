@@ -1,4 +1,4 @@
-"""Where mem0's server may differ: what the issue allows, and what the documentation says."""
+"""Where mem0's server may differ from our own, and that the documentation says the same."""
 
 from __future__ import annotations
 

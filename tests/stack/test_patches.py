@@ -523,6 +523,20 @@ def a_memory_is_found_until_its_last_day(server: Served, models: ScriptedRouter,
     assert server.memories(user_id=user, show_expired=True) == []
 
 
+def an_id_may_have_spaces(server: Served, models: ScriptedRouter, user: str) -> None:
+    name = f"{user} Lovelace"
+    added = server.add("Ada plays the cello", name, infer=False)
+    assert added.status_code == 200, added.text
+    assert [row["memory"] for row in server.memories(user_id=name)] == ["Ada plays the cello"]
+    asked = {"query": "cello", "user_id": name, "threshold": 0}
+    [hit] = server.api.post("/search", json=asked).json()["results"]
+    assert hit["user_id"] == name
+    for odd in (f"{user}\tLovelace", f"{user}\nLovelace", f"{user}\u2028"):
+        assert server.add("x", odd + "x", infer=False).status_code == 422
+    assert server.api.delete(f"/entities/user/{name}").status_code == 200
+    assert server.memories(user_id=name) == []
+
+
 Promise = Callable[[Served, ScriptedRouter, str], None]
 PROMISES: dict[str, Promise] = {
     "01-qdrant": memories_live_in_qdrant,
@@ -539,6 +553,7 @@ PROMISES: dict[str, Promise] = {
     "12-errors": an_error_says_what_failed_and_what_to_do,
     "13-filters": a_filter_means_what_the_documentation_says,
     "14-expiry": a_memory_is_found_until_its_last_day,
+    "15-ids": an_id_may_have_spaces,
 }
 
 
