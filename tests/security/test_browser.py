@@ -39,12 +39,7 @@ def page(attacker: Site, name: str, target: str, key: str) -> str:
 def test_the_page_can_read_and_change_a_server_that_lets_it(attacker: Site, tmp_path: Path) -> None:
     """So that the tests below can fail."""
     reply = f'var leaked = "{SECRET}";'.encode()
-    with site(reply, "text/javascript", open_to_all=True) as victim:
-        told = visit(
-            page(attacker, "127.0.0.1", f"http://127.0.0.1:{victim.port}", "k"), tmp_path / "p"
-        ).report()
-    read = {name for name, text in told["read"].items() if SECRET in text}
-    for expected in (
+    expected_to_read = {
         "fetch cors omit /memories",
         "fetch cors include /status",
         "fetch with the key /memories",
@@ -53,8 +48,19 @@ def test_the_page_can_read_and_change_a_server_that_lets_it(attacker: Site, tmp_
         "sandboxed iframe /memories",
         "xhr /memories",
         "POST cors true application/json /search",
-    ):
-        assert expected in read
+    }
+    with site(reply, "text/javascript", open_to_all=True) as victim:
+        # On a busy machine the browser gives up one of the page's thousand requests.
+        for number in range(3):
+            told = visit(
+                page(attacker, "127.0.0.1", f"http://127.0.0.1:{victim.port}", "k"),
+                tmp_path / str(number),
+            ).report()
+            read = {name for name, text in told["read"].items() if SECRET in text}
+            if expected_to_read <= read:
+                break
+    missing = expected_to_read - read
+    assert not missing, {name: told["ended"].get(name) for name in missing}
     assert "leaked" in " ".join(told["read"].get(f"script {path}", "") for path in ("/health", "/"))
     wrote = victim.wrote()
     for expected in ("POST /memories", "POST /reset", "DELETE /entities/user/alice"):

@@ -19,5 +19,8 @@ def ollama(**changes: Any) -> ScriptedRouter:
         "embedding_models": (EMBEDDER,),
         "dimensions": DIMENSIONS,
         "answer": remembers(),
+        # Long texts are the server's to refuse here.
+        "context_tokens": 1_000_000,
+        "embedding_characters": 1_000_000,
     }
     return ScriptedRouter(**{**given, **changes})
