@@ -391,5 +391,6 @@ def _method(results: Results) -> list[str]:
         " is asked directly with a prompt as long as mem0's for its own time.",
         "- *The container stack*: `Mem0Server` on a real engine, with the patches of the pin."
         " Qdrant and socat's image are stand-ins that the tests make (a server over Qdrant Edge;"
-        " Debian's own socat), and so is mem0's repository unless a mirror of it is given.",
+        " Debian's own socat), and so is mem0's repository unless a mirror of it is given. Servers"
+        " with and without a patch take turns; a fifth more or less is the machine's.",
     ]
