@@ -9,32 +9,12 @@ from pathlib import Path
 import pytest
 
 from pikuri_memory import EmbeddedServer
+from pikuri_memory.errors import InvalidRequestError
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import kinds
 from tests.cli.conftest import Runner
 from tests.cli.conftest import run as run
-
-PLAN = {
-    "router_url": "http://127.0.0.1:9",
-    "container_router_url": None,
-    "llm_model": "a-chat",
-    "embedder_model": "an-embedder",
-    "embedding_dims": 64,
-    "port": 0,
-    "qdrant_port": 0,
-    "collection": "pikuri_memory",
-    "qdrant_image": "qdrant/qdrant:v1.12.4",
-    "socat_image": "alpine/socat:1.8.0.3",
-    "repo_url": "/nowhere",
-    "ref": "a" * 40,
-    "patch_dir": "/nowhere",
-    "checkout_dir": "/nowhere",
-    "sock_dir": "/nowhere",
-    "healthcheck_timeout": 60.0,
-    "build_timeout": 60.0,
-    "relay_bind_timeout": 5.0,
-    "project": "pikuri-internal-mem0-0000000000",
-}
+from tests.stack.plans import PLAN
 
 
 @pytest.fixture
@@ -58,6 +38,24 @@ def test_an_empty_server_does_not_take_the_place_of_a_stack_with_memories(
     assert str(paths.root) in refused.err
     assert "hint: pikuri-memory up --docker" in refused.err
     assert not paths.record.exists()
+
+
+def test_no_way_of_starting_it_makes_an_empty_server_there(run: Runner, paths: DataPaths) -> None:
+    served = run("serve")
+    assert served.code == 2
+    assert "up --docker" in served.err
+    with pytest.raises(InvalidRequestError, match="container stack"):
+        EmbeddedServer(port=0, data_dir=paths.root).start()
+    assert not paths.record.exists()
+
+
+def test_a_hint_names_the_directory_where_one_has_to_be_named(
+    run: Runner, paths: DataPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIKURI_MEMORY_DATA_DIR")
+    status = run("status", "--data-dir", str(paths.root))
+    assert f"start it: pikuri-memory up --docker --data-dir {paths.root}\n" in status.err
+    assert kinds.start_command(DataPaths.at(None)) == "pikuri-memory up"
 
 
 def test_every_hint_of_a_stopped_stack_starts_the_stack(run: Runner, paths: DataPaths) -> None:
@@ -100,8 +98,10 @@ def test_the_models_of_a_stacks_router_are_asked_for(run: Runner, paths: DataPat
 
 
 def test_the_server_that_ran_last_is_the_one_to_start_again(paths: DataPaths) -> None:
+    paths.stack_vectors.rename(paths.root / "aside")
     with EmbeddedServer(port=0, data_dir=paths.root) as server, server.client() as memory:
         memory.add("Ada plays the cello.", user_id="ada")
+    (paths.root / "aside").rename(paths.stack_vectors)
     assert kinds.held(paths) == {"embedded", "mem0"}
     assert kinds.start_command(paths) == "pikuri-memory up"
     kinds.refuse_embedded(paths)

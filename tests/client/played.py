@@ -59,6 +59,7 @@ class PlayedServer:
     def __init__(self, kind: Kind, key: str | None = None) -> None:
         self.kind = kind
         self.key = key
+        self.whole = False
         self.memories: dict[str, dict[str, Any]] = {}
         self.changes: dict[str, list[dict[str, Any]]] = {}
         self.replies: dict[str, tuple[int, Any]] = {}
@@ -288,6 +289,8 @@ class PlayedServer:
     def _list(self, params: dict[str, str]) -> tuple[int, Any]:
         rows = self._in_scope(params)[::-1]
         if self.kind == "mem0":
+            if self.whole:  # as the patched server of the container stack
+                return 200, {"results": rows[: int(params.get("top_k", len(rows)))]}
             return 200, {"results": rows[:MEM0_CAP]}
         start, size = int(params.get("cursor", 0)), int(params.get("top_k", len(rows) or 1))
         more = start + size < len(rows)

@@ -281,9 +281,22 @@ def test_expired_memories_are_asked_for_by_name(
 def test_a_server_without_pages_is_asked_once(make_client: MakeClient, mem0: PlayedServer) -> None:
     fill(mem0, 5)
     client = make_client(mem0.endpoint, KEY)
-    assert len(client.get_all(user_id="ada", page_size=2)) == 2
+    assert len(client.get_all(user_id="ada", page_size=2)) == 5
     assert len(client.get_all(user_id="ada")) == 5
     assert len(mem0.seen) == 2
+    assert len(client.get_all(user_id="ada", limit=3)) == 3
+
+
+def test_a_server_without_pages_that_cuts_at_the_number_is_asked_for_all(
+    make_client: MakeClient, mem0: PlayedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    mem0.whole = True
+    fill(mem0, 25)
+    client = make_client(mem0.endpoint, KEY)
+    for page_size in (5, 24, 25, 26):
+        listed = [record.text for record in client.get_all(user_id="ada", page_size=page_size)]
+        assert len(listed) == len(set(listed)) == 25
+    assert len(client.get_all(user_id="ada", page_size=5, limit=12)) == 5
 
 
 def test_a_listing_that_mem0_may_have_cut_short_is_told_in_the_log(

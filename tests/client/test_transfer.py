@@ -208,6 +208,34 @@ def test_memories_go_into_mem0s_server_one_by_one_and_none_twice(
     assert len(mem0.tries("POST")) == 3
 
 
+def test_a_memory_whose_history_mem0s_server_lost_is_exported_all_the_same(
+    other: Mem0Client, mem0: PlayedServer
+) -> None:
+    kept = mem0.store("one", user_id="ada")
+    mem0.changes[kept].clear()
+    _, *rows = transfer.export(other, Scope(user_id="ada"))
+    assert [(row["id"], row["text"], row["history"]) for row in rows] == [(kept, "one", [])]
+
+
+def test_a_large_scope_of_the_stack_is_exported_whole_and_imported_once(
+    other: Mem0Client, mem0: PlayedServer
+) -> None:
+    mem0.whole = True
+    assert transfer.store(other, items(1100)).added == 1100
+    assert len(list(transfer.export(other, Scope(user_id="ada")))) == 1 + 1100
+    again = transfer.store(other, items(1100))
+    assert (again.added, again.known) == (0, 1100)
+
+
+def test_a_field_that_mem0s_server_would_take_for_its_own_is_refused_by_its_line(
+    other: Mem0Client, mem0: PlayedServer
+) -> None:
+    row = {"text": "one", "user_id": "ada", "metadata": {"created_at": "2001-01-01T00:00:00Z"}}
+    report = transfer.store(other, parsed(row))
+    assert (report.added, [one.place for one in report.refused]) == (0, [1])
+    assert "created_at" in report.refused[0].reason
+
+
 def test_the_day_on_which_a_memory_was_learnt_goes_along_to_mem0s_server(
     other: Mem0Client, mem0: PlayedServer
 ) -> None:

@@ -21,7 +21,7 @@ from pikuri_memory.embedded.connection import Connection
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
-Serve = Callable[[Any], int]
+Serve = Callable[..., int]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -113,7 +113,7 @@ def test_a_body_may_take_longer_than_the_headers(serve: Serve) -> None:
 
 
 def test_a_connection_that_asks_for_nothing_is_closed(serve: Serve) -> None:
-    with connect(serve(Connection, 1)) as connection:  # type: ignore[call-arg]
+    with connect(serve(Connection, 1)) as connection:
         assert rest(connection) == b""
 
 
@@ -171,6 +171,14 @@ def test_who_asks_for_another_protocol_gets_one_answer(serve: Serve) -> None:
     with connect(serve(Connection)) as connection:
         connection.sendall(upgrade + GET)
         assert rest(connection).count(b"HTTP/1.1 200") == 1
+
+
+def test_empty_lines_keep_no_connection_open(serve: Serve) -> None:
+    port = serve(Connection, 1)
+    for beginning in (b"", b"\r\n", GET + b"\r\n"):
+        with connect(port) as connection:
+            connection.sendall(beginning)
+            assert rest(connection).count(b"HTTP/1.1 200") == beginning.count(b"GET")
 
 
 def test_the_longest_idle_connection_makes_room(serve: Serve) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from pikuri_memory.errors import ServerNotRunningError
 from pikuri_memory.lease import ExclusiveLock
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import local
+from pikuri_memory.stack.state import Teller
+from tests.stack.plans import PLAN
 
 
 @pytest.fixture
@@ -46,6 +49,20 @@ def test_who_owns_the_data_but_is_not_published_is_starting_or_stopping(paths: D
         with unused:
             unused.try_acquire()
             assert local.describe(paths).state == "stopping"
+
+
+def test_a_stack_that_was_here_is_not_shown_while_another_kind_of_server_starts(
+    paths: DataPaths,
+) -> None:
+    lease.prepare(paths)
+    paths.stack_plan.write_text(json.dumps(PLAN))
+    owner = ExclusiveLock(paths.owner_lock)
+    with owner:
+        owner.try_acquire()
+        for pid, shown in ((os.getpid() + 1, False), (os.getpid(), True)):
+            Teller(paths, pid).tell(trouble="some")
+            found = local.describe(paths)
+            assert (found.state, found.stack is not None) == ("starting", shown)
 
 
 def test_a_process_that_does_not_answer_is_unresponsive(paths: DataPaths) -> None:

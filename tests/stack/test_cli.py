@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pikuri_memory import EmbeddedServer, discovery, process
@@ -102,6 +103,12 @@ def test_up_use_status_logs_repair_and_down(
     assert run("status", "--json").document["state"] == "stopped"
 
 
+def _status(endpoint: str, key: str | None) -> int:
+    headers = {"X-API-Key": key or ""}
+    found = httpx.get(f"{endpoint}/memories?user_id=ada", headers=headers, trust_env=False)
+    return found.status_code
+
+
 def _of(name: str, home: Path) -> bool:
     label = '{{index .Config.Labels "pikuri-internal.data-dir"}}'
     return docker("inspect", "--format", label, name) == str(home / "data")
@@ -148,6 +155,17 @@ def test_row_27_down_removes_what_a_killed_keeper_left(
     told = run("status", "--json").document
     assert told["state"] == "stopped"
     assert told["stack"]["services"][0]["actual"] == "running"
+    # Whoever had the key is out, though nobody looks after the containers.
+    old = discovery.read_api_key(DataPaths.at(home / "data"))
+    assert _status(info.endpoint, old) == 200
+    assert run("key", "rotate").code == 0
+    assert _status(info.endpoint, old) == 401
+    again = run(*flags)
+    assert again.code == 0, again.err
+    assert run("list").code == 0
+    info = discovery.read_server_info(DataPaths.at(home / "data"))
+    assert info is not None
+    assert _status(info.endpoint, old) == 401
     assert run("down").code == 0
     assert leftovers(plan.project) == []
 

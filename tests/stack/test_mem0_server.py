@@ -117,6 +117,32 @@ def test_shares_are_counted_and_the_last_one_takes_it_down(make: Make, name: str
     assert leftovers(project) == []
 
 
+def test_a_key_that_is_replaced_while_the_stack_starts_is_the_one_that_counts(make: Make) -> None:
+    old: list[str | None] = []
+
+    def progress(phase: str, detail: str) -> None:
+        if phase == "start" and not old:
+            old.append(read_api_key(DataPaths.at(server.data_dir)))
+            local.rotate_key(DataPaths.at(server.data_dir))
+
+    server = make()
+    server.start(progress)
+    assert old
+    with httpx.Client(base_url=server.endpoint, trust_env=False) as http:
+
+        def status(key: str | None) -> int:
+            try:
+                return http.get("/entities", headers={"X-API-Key": key or ""}).status_code
+            except httpx.TransportError:  # it is started again
+                return 0
+
+        end = time.monotonic() + 60
+        while status(read_api_key(DataPaths.at(server.data_dir))) != 200:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert status(old[0]) == 401
+
+
 def test_a_new_source_makes_a_new_image_and_the_older_one_goes(make: Make, home: Path) -> None:
     def tags(*filters: str) -> set[str]:
         return set(docker("image", "ls", "--format", "{{.Tag}}", *filters, compose.IMAGE).split())

@@ -45,10 +45,9 @@ def up(
         return
     stack.refuse_options(call)
     from pikuri_memory import discovery
-    from pikuri_memory.servers import kinds, local
+    from pikuri_memory.servers import local
     from pikuri_memory.servers.embedded import EmbeddedServer
 
-    kinds.refuse_embedded(call.paths)
     before = discovery.read_server_info(call.paths)
     asks = call.settings.router not in (None, "none")
     with call.progress("starting the server" + (", which asks the router first" if asks else "")):
@@ -269,7 +268,9 @@ def serve(
     as no program uses it.
     """
     from pikuri_memory.embedded.serve import left_behind, run
+    from pikuri_memory.servers import kinds
 
+    kinds.refuse_embedded(call.paths)
     code = run(call.settings, keep=keep)
     if left_behind():
         logging.shutdown()

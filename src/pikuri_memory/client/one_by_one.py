@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from pikuri_memory.client.sync import Mem0Client
+from pikuri_memory.errors import InvalidRequestError
 from pikuri_memory.record import Scope
 
 
@@ -42,11 +43,16 @@ class OneByOne:
             return False
         metadata = dict(memory.get("metadata") or {})
         learnt = memory.get("created_at")
+        if "created_at" in metadata:
+            raise InvalidRequestError(
+                "its metadata has the field created_at, which mem0's server uses itself",
+                hint="give the field another name",
+            )
         if learnt is not None:
             # The library's own name: it takes the time from there, and does not give it back
             # among the metadata.
             time = learnt.isoformat() if isinstance(learnt, datetime) else learnt
-            metadata.setdefault("created_at", time)
+            metadata["created_at"] = time
         self._client.add(
             memory["text"],
             **scope.as_dict(),

@@ -232,13 +232,15 @@ def list_page(
     agent_id: str | None,
     run_id: str | None,
     show_expired: bool,
-    top_k: int,
+    top_k: int | None,
     cursor: str | None,
 ) -> Request[Page]:
     """``GET /memories``: one page of a scope, or of everything."""
-    if top_k < 1:
+    if top_k is not None and top_k < 1:
         raise InvalidRequestError(f"cannot list {top_k} memories", hint="give a number from 1 on")
-    params = _scope(user_id, agent_id, run_id).as_dict() | {"top_k": str(top_k)}
+    params = _scope(user_id, agent_id, run_id).as_dict()
+    if top_k is not None:
+        params["top_k"] = str(top_k)
     if show_expired:
         params["show_expired"] = "true"
     if cursor is not None:
@@ -320,6 +322,14 @@ def openapi() -> Request[Health]:
 def next_page_size(page_size: int, limit: int | None, listed: int) -> int:
     """How many memories to ask for, after ``listed`` of at most ``limit``."""
     return page_size if limit is None else min(page_size, limit - listed)
+
+
+def may_be_cut(page: Page, top_k: int, limit: int | None) -> bool:
+    """Whether a server without pages has cut its list at the number it was asked for.
+
+    The patched server of the container stack lists all when it is given no number.
+    """
+    return limit is None and not page.paged and len(page.records) == top_k
 
 
 def warn_if_cut(page: Page, top_k: int) -> None:

@@ -106,7 +106,8 @@ def export(client: Mem0Client, scope: Scope) -> Iterator[dict[str, Any]]:
     )
     for record, changes in _with_history(client, records):
         # Deleted between the listing and now: it is to be nowhere any more.
-        if not changes or changes[-1].event == "DELETE":
+        deleted = changes[-1].event == "DELETE" if changes else not _is_there(client, record.id)
+        if deleted:
             continue
         yield {
             "id": record.id,
@@ -127,6 +128,15 @@ def export(client: Mem0Client, scope: Scope) -> Iterator[dict[str, Any]]:
             ],
             **_links_of(record),
         }
+
+
+def _is_there(client: Mem0Client, memory_id: str) -> bool:
+    """Whether a memory without any history is there: mem0's server may have lost it."""
+    try:
+        client.get(memory_id)
+        return True
+    except MemoryNotFoundError:
+        return False
 
 
 def _links_of(record: Record) -> dict[str, list[str]]:

@@ -72,6 +72,11 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, "the request line and the headers are too long", "send less in them")
         elif not self._in_head:
             self._stop_timer()
+            if self.idle_since is not None and self.timeout_keep_alive_task is None:
+                # Empty lines before a request: uvicorn has stopped to count the time.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_seconds, self._too_slow)
 

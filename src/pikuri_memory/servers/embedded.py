@@ -12,6 +12,7 @@ from pikuri_memory.discovery import ServerInfo
 from pikuri_memory.errors import ServerNotRunningError
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.process import Process, spawn_detached
+from pikuri_memory.servers import kinds
 from pikuri_memory.servers.lifecycle import ServerLifecycle
 from pikuri_memory.servers.share import Share
 from pikuri_memory.settings import Settings
@@ -86,8 +87,10 @@ class EmbeddedServer(Share):
             MissingExtraError: Extraction is wanted, and its library is not installed.
             EmbedderMismatchError: The memories are embedded by another model than is asked for.
             ServerStartError: The server ended for another reason; quotes it.
+            InvalidRequestError: The memories there are those of a container stack.
             WaitTimeoutError: It was not healthy in time.
         """
+        kinds.refuse_embedded(self._paths)
         self._lifecycle.start()
         return self
 

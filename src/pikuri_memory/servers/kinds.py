@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import Final
 
+from pikuri_memory import discovery
 from pikuri_memory.errors import InvalidRequestError
 from pikuri_memory.paths import DataPaths
 
@@ -33,7 +36,7 @@ def last(paths: DataPaths) -> str:
 
 def start_command(paths: DataPaths) -> str:
     """What a person types to start the server that has the memories of a directory."""
-    return "pikuri-memory up --docker" if last(paths) == STACK else "pikuri-memory up"
+    return "pikuri-memory up" + (" --docker" if last(paths) == STACK else "") + _place(paths)
 
 
 def refuse_embedded(paths: DataPaths) -> None:
@@ -46,8 +49,14 @@ def refuse_embedded(paths: DataPaths) -> None:
         raise InvalidRequestError(
             f"the memories in {paths.root} are those of the container stack, which the embedded"
             " server does not see",
-            hint="pikuri-memory up --docker; or use another directory: --data-dir",
+            hint=f"pikuri-memory up --docker{_place(paths)}; or use another directory: --data-dir",
         )
+
+
+def _place(paths: DataPaths) -> str:
+    """The option for a directory that is not the one of somebody who types no option."""
+    usual = DataPaths.at(os.environ.get(discovery.DATA_DIR_VARIABLE) or None)
+    return "" if usual.root == paths.root else f" --data-dir {shlex.quote(str(paths.root))}"
 
 
 def _changed(path: Path) -> float:

@@ -215,6 +215,11 @@ def rotate_key(paths: DataPaths) -> ServerInfo | None:
     discovery.rotate_api_key(paths)
     info = discovery.read_server_info(paths)
     if info is None or not info.is_running():
+        if paths.stack_plan.is_file() and lease.lock_owner(paths.owner_lock) is None:
+            from pikuri_memory.stack import credentials
+
+            # Containers that a killed keeper left may run on: they let nobody in now.
+            credentials.shut(paths)
         return None
     if info.kind == STACK:
         _await_key(paths, info)
@@ -230,7 +235,7 @@ def _await_key(paths: DataPaths, info: ServerInfo) -> None:
         lambda: health.problem(info.endpoint, key) is None or None,
         Deadline(_NEW_KEY_SECONDS),
         what="the containers to take the new key",
-        hint="start them again: pikuri-memory down && pikuri-memory up --docker",
+        hint=f"start them again: pikuri-memory down --force && {kinds.start_command(paths)}",
         interval=0.2,
     )
 
@@ -298,9 +303,18 @@ def stop(paths: DataPaths, *, force: bool, timeout: float) -> lifecycle.Stopped:
 
 def _stack(paths: DataPaths, state: State) -> StackStatus | None:
     """How the container stack of a data directory is; None where none is or was."""
-    if not paths.stack_plan.is_file() or (state == "stopped" and kinds.last(paths) != STACK):
+    if not paths.stack_plan.is_file():
         return None
     from pikuri_memory.stack import status
+    from pikuri_memory.stack.state import read_state
+
+    if state in ("starting", "stopping"):
+        told = read_state(paths)
+        # Another kind of server may be about to start here.
+        if told is None or told.pid != lease.lock_owner(paths.owner_lock):
+            return None
+    elif state == "stopped" and kinds.last(paths) != STACK:
+        return None
 
     return status.describe(paths, wanted=state != "stopped")
 

@@ -54,12 +54,12 @@ def prepare(paths: DataPaths, owner: tuple[int, int] | None) -> Secrets:
     root.mkdir(mode=0o700, exist_ok=True)
     root.chmod(0o700)
     for path in (found.jwt, found.qdrant_key):
-        if not _content(path):
+        if not content(path):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             create_private(path, secrets.token_urlsafe(48))
     key = discovery.ensure_api_key(paths)
-    if _content(found.admin_key) != key:
+    if content(found.admin_key) != key:
         write_private(found.admin_key, key)
     for path in (found.admin_key, found.jwt, found.qdrant_key):
         path.chmod(0o600)
@@ -76,10 +76,12 @@ def shut(paths: DataPaths) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    os.truncate(Secrets.at(paths).admin_key, 0)
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(Secrets.at(paths).admin_key, 0)
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
+    """What a secret's file holds; empty where there is nothing to read."""
     try:
         return path.read_text().strip()
     except OSError:

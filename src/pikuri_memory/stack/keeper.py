@@ -7,6 +7,7 @@ it, however it ends; the containers go on then, and the next keeper takes them o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -140,6 +141,8 @@ class Stack:
         self._relay: Relay | None = None
         self._compose: Compose | None = None
         self._begun = False
+        self._key = ""
+        self._renew_key = False
         self._key_stamp: tuple[int, int] | None = None
         self._seen_stamp: tuple[int, int] | None = None
         self._shut = False
@@ -205,12 +208,14 @@ class Stack:
         report("start", "")
         self._begun = True
         services.up(lambda line: report("start", line.strip()))
+        if self._renew_key:
+            services.restart("mem0")
         self._go_on()
         self._await_answer()
         health.remember_embedder(paths, *embedder)
         if not has_image:
-            services.remove_older_images()
-        self._key_stamp = self._seen_stamp = self._stamp()
+            with contextlib.suppress(StackError):  # a slow disk is no reason to stop what answers
+                services.remove_older_images()
         report("ready", self.endpoint)
 
     def _surroundings(self, found: engine.Engine) -> Surroundings:
@@ -254,7 +259,15 @@ class Stack:
                 _give(directory, owner)
         sockets = Path(self._plan.sock_dir)
         sockets.mkdir(parents=True, mode=0o700, exist_ok=True)
+        copy = credentials.Secrets.at(self._paths).admin_key
+        had = credentials.content(copy)
+        discovery.ensure_api_key(self._paths)
+        # Before the copy is made: of two keys the later one is seen afterwards.
+        self._key_stamp = self._seen_stamp = self._stamp()
         credentials.prepare(self._paths, owner)
+        self._key = credentials.content(copy)
+        # Containers of a keeper that was killed may have an older one.
+        self._renew_key = self._begun and had != self._key
 
     def _start_relay(self) -> None:
         relay = Relay(
@@ -271,10 +284,9 @@ class Stack:
         assert self._compose is not None
         looks = 0
         deadline = Deadline(self._plan.healthcheck_timeout)
-        key = discovery.ensure_api_key(self._paths)
         while True:
             over = deadline.expired
-            wrong = health.problem(self.endpoint, key)
+            wrong = health.problem(self.endpoint, self._key)
             if wrong is None:
                 return
             self._teller.report("wait", wrong)
