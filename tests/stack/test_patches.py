@@ -206,17 +206,20 @@ def only_programs_of_this_machine_come_in(
         odd = httpx.get(own + list_it, headers=[header], trust_env=False)
         assert (odd.status_code, "hint" in odd.json()) == (401, True), header
     # The administrator's key opens the doors that it opens in our own server.
-    for headers in (
-        {"Authorization": f"Bearer {server.key}"},
-        {"Authorization": f"token  {server.key} "},
-        {"Authorization": f"Bearer {server.key}", "X-API-Key": "wrong"},
-        {"Authorization": "Bearer wrong", "X-API-Key": server.key},
-    ):
-        opened = httpx.get(own + list_it, headers=headers, trust_env=False)
-        assert opened.status_code == 200, list(headers)
-    for scheme in ("", "Basic ", "BearerX "):
-        headers = {"Authorization": scheme + server.key}
-        assert httpx.get(own + list_it, headers=headers, trust_env=False).status_code == 401
+    key = server.key.encode()
+    doors: list[dict[bytes, bytes]] = [
+        {b"Authorization": b"Bearer " + key},
+        {b"Authorization": b"token  " + key},
+        {b"Authorization": b"Bearer " + key, b"X-API-Key": b"wrong"},
+        {b"Authorization": b"Bearer wrong", b"X-API-Key": key},
+        {b"Authorization": b"Bearer \xff", b"X-API-Key": key},
+    ]
+    for door in doors:
+        opened = httpx.get(own + list_it, headers=door, trust_env=False)
+        assert opened.status_code == 200, door
+    for scheme in (b"", b"Basic ", b"BearerX "):
+        door = {b"Authorization": scheme + key}
+        assert httpx.get(own + list_it, headers=door, trust_env=False).status_code == 401
     # Without a key file nobody has a key.
     key_file = server.secrets / "admin_api_key"
     key_file.write_text("")
