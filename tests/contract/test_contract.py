@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -181,6 +182,14 @@ def test_deleting_a_scope_leaves_the_others(client: Mem0Client) -> None:
     assert texts(client.get_all(user_id="bo")) == ["One of Bo."]
 
 
+def test_a_scope_may_be_deleted_by_several_at_once(client: Mem0Client, http: httpx.Client) -> None:
+    stored(client, [f"Number {number} of Ada." for number in range(30)])
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(http.delete, "/memories", params={"user_id": "ada"}) for _ in range(4)]
+        assert [each.result().status_code for each in asked] == [200] * 4
+    assert client.get_all(user_id="ada") == []
+
+
 def test_a_reset_leaves_nothing(client: Mem0Client) -> None:
     stored(client, ["One of Ada."], "ada")
     stored(client, ["One of Bo."], "bo")
@@ -246,6 +255,23 @@ def test_the_history_tells_every_change_and_forgets_the_texts(client: Mem0Client
     assert {(change.old_text, change.new_text) for change in erased} == {(None, None)}
     with pytest.raises(MemoryNotFoundError):
         client.history(UNKNOWN)
+
+
+@pytest.mark.feature("history")
+def test_an_id_in_another_spelling_is_the_same_memory(
+    client: Mem0Client, http: httpx.Client
+) -> None:
+    for spelling in (str.upper, lambda memory_id: memory_id.replace("-", "")):
+        [memory_id] = stored(client, ["Ada lives in Turku."])
+        path = f"/memories/{spelling(memory_id)}"
+        assert http.get(path).json()["id"] == memory_id
+        assert http.put(path, json={"text": "Ada lives in Tampere."}).status_code == 200
+        assert client.get(memory_id).text == "Ada lives in Tampere."
+        assert http.delete(path).status_code == 200
+        erased = client.history(memory_id)
+        assert [change.event for change in erased] == ["ADD", "UPDATE", "DELETE"]
+        assert {(change.old_text, change.new_text) for change in erased} == {(None, None)}
+        assert len(http.get(f"{path}/history").json()) == 3
 
 
 # ------------------------------------------------------------------ whose memories

@@ -54,7 +54,11 @@ class Target:
     public = "/health"
     levels = 200
     readers: tuple[str, ...] = ("/memories", "/memories/batch", "/search")
-    doors: tuple[str, ...] = ("X-API-Key: {}", "x-api-key: {}", "Authorization: Bearer {}")
+    doors: tuple[str, ...] = (
+        *("X-API-Key: {}", "x-api-key: {}", "X-API-Key: wrong\r\nX-API-Key: {}"),
+        *("Authorization: Bearer {}", "authorization: bearer  {} ", "Authorization: Token {}"),
+        "X-API-Key: m0sk_wrong\r\nAuthorization: Bearer {}",
+    )
 
     def __init__(self, server: EmbeddedServer | Mem0Server) -> None:
         self.endpoint = server.endpoint
@@ -215,8 +219,6 @@ class StackTarget(Target):
     """mem0's own server in the sealed stack: looked at through its own log and routes."""
 
     own = False
-    # What mem0 takes as a bearer are its own tokens.
-    doors = ("X-API-Key: {}", "x-api-key: {}")
     public = "/openapi.json"
     levels = 100
     readers = ("/memories", "/search")

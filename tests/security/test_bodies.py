@@ -125,6 +125,7 @@ HOSTILE: dict[str, bytes] = {
     "a list for an id": b'{"messages": "x", "user_id": ["guest"]}',
     "an object for an id": b'{"messages": "x", "user_id": {"$ne": null}}',
     "a long id": b'{"messages": "x", "user_id": "' + b"g" * 100_000 + b'"}',
+    "a long prompt": b'{"messages": "x", "user_id": "guest", "prompt": "' + b"p" * 100_001 + b'"}',
     "no content": b'{"messages": [{"role": "user"}], "user_id": "guest"}',
     "content as a list": b'{"messages": [{"role": "user", "content": []}], "user_id": "guest"}',
     "too many messages": json.dumps(

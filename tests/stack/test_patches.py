@@ -13,6 +13,8 @@ import sqlite3
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,13 @@ def a_failed_extraction_is_an_error(server: Served, models: ScriptedRouter, user
     assert server.add("I like things", user).status_code == 502
     assert server.memories(user_id=user) == []
     models.refused_words = ()
+    # What has no history would be stored by halves.
+    models.answer = remembers("Ada plays the cello")
+    for infer in (True, False):
+        with _locked(server.history / "history.db"):
+            failed = server.add("I play the cello", user, infer=infer)
+        assert failed.status_code == 500, failed.text
+        assert server.memories(user_id=user) == []
     # Nothing to remember is no failure.
     models.answer = remembers()
     nothing = server.add("Good morning!", user)
@@ -192,6 +201,25 @@ def only_programs_of_this_machine_come_in(
         assert httpx.get(own + path, trust_env=False).status_code == 401, path
     for path in ("/docs", "/openapi.json", "/auth/register"):
         assert httpx.post(own + path, trust_env=False).status_code == 401, path
+    # What is no ASCII is no key; the routes could not even compare it.
+    for header in ((b"X-API-Key", b"m0sk_\xff"), (b"Authorization", b"Bearer \xff")):
+        odd = httpx.get(own + list_it, headers=[header], trust_env=False)
+        assert (odd.status_code, "hint" in odd.json()) == (401, True), header
+    # The administrator's key opens the doors that it opens in our own server.
+    key = server.key.encode()
+    doors: list[dict[bytes, bytes]] = [
+        {b"Authorization": b"Bearer " + key},
+        {b"Authorization": b"token  " + key},
+        {b"Authorization": b"Bearer " + key, b"X-API-Key": b"wrong"},
+        {b"Authorization": b"Bearer wrong", b"X-API-Key": key},
+        {b"Authorization": b"Bearer \xff", b"X-API-Key": key},
+    ]
+    for door in doors:
+        opened = httpx.get(own + list_it, headers=door, trust_env=False)
+        assert opened.status_code == 200, door
+    for scheme in (b"", b"Basic ", b"BearerX "):
+        door = {b"Authorization": scheme + key}
+        assert httpx.get(own + list_it, headers=door, trust_env=False).status_code == 401
     # Without a key file nobody has a key.
     key_file = server.secrets / "admin_api_key"
     key_file.write_text("")
@@ -264,6 +292,13 @@ def a_request_says_whose_memories_it_is_about(
     assert [row["memory"] for row in server.memories(user_id=f"{user}/2")] == ["said twice"]
     assert server.api.delete(f"/entities/user/{user}%2F2").status_code == 200
     assert server.memories(user_id=f"{user}/2") == []
+    # An id is decoded once.
+    assert server.add("of a percent sign", f"{user}%2A", infer=False).status_code == 200
+    assert server.api.delete(f"/entities/user/{user}%252A").status_code == 200
+    assert server.memories(user_id=f"{user}%2A") == []
+    assert server.add("of a star", "%2A", infer=False).status_code == 200
+    assert server.api.delete("/entities/user/%252A").status_code == 200
+    assert server.memories(user_id="%2A") == []
     memory_id = server.memories(user_id=user)[0]["id"]
     learnt = "2020-02-03T04:05:06+00:00"
     early = server.add(
@@ -272,15 +307,74 @@ def a_request_says_whose_memories_it_is_about(
     assert early.status_code == 200
     [row] = server.memories(user_id=f"{user}-early")
     assert (row["created_at"], row.get("metadata")) == (learnt, None)
+    _times_are_told_in_utc(server, user)
+    _a_memory_has_one_id(server, user)
+    long = server.add("a short text", user, infer=False, prompt="p" * 100_001)
+    assert (long.status_code, long.json().get("code")) == (413, "too_large")
     for name in ("created_at", "data", "expiration_date", "role"):
         refused = server.add(HOUSE, user, infer=False, metadata={name: "mine"})
         assert (refused.status_code, name in refused.json()["detail"]) == (422, True)
-    for change in ({}, {"text": " "}, {"text": None}, {"metadata": {"user_id": "x"}}):
+    changes: list[dict[str, Any]] = [{}, {"text": " "}, {"text": None}]
+    changes += [{"metadata": {"user_id": "x"}}, {"metadata": {"created_at": learnt}}]
+    for change in changes:
         refused = server.api.put(f"/memories/{memory_id}", json=change)
         assert refused.status_code == 422, change
     for odd in ('{"n": NaN}', '{"n": 1e999}', '"\\ud800"', "9" * 30, "[" * 5000 + "]" * 5000):
         body = f'{{"messages": "x", "user_id": "{user}", "metadata": {{"a": {odd}}}}}'
         assert server.api.post("/memories", content=body, headers=kind).status_code == 422, odd
+
+
+def _times_are_told_in_utc(server: Served, user: str) -> None:
+    named = f"{user}-times"
+    never = ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", 5)
+    for time in never:
+        refused = server.add("at no time", named, infer=False, metadata={"created_at": time})
+        assert refused.status_code == 422, time
+    given = {
+        "at 10": "2026-01-01T10:00:00+00:00",
+        "at 6": "2026-01-01T11:00:00+05:00",
+        "a year later": "20270101T100000Z",
+    }
+    for text, time in given.items():
+        added = server.add(text, named, infer=False, metadata={"created_at": time})
+        assert added.status_code == 200, time
+    assert [(row["memory"], row["created_at"]) for row in server.memories(user_id=named)] == [
+        ("a year later", "2027-01-01T10:00:00+00:00"),
+        ("at 10", "2026-01-01T10:00:00+00:00"),
+        ("at 6", "2026-01-01T06:00:00+00:00"),
+    ]
+    # One that is there already can be deleted.
+    memory_id = str(uuid.uuid4())
+    point = {
+        "id": memory_id,
+        "vector": {"": embedding("at no time", DIMENSIONS)},
+        "payload": {"data": "at no time", "user_id": named, "created_at": never[0]},
+    }
+    server.qdrant.put(f"/collections/{COLLECTION}/points", json={"points": [point]})
+    assert len(server.memories(user_id=named)) == 4
+    assert server.api.delete(f"/memories/{memory_id}").status_code == 200
+    assert len(server.memories(user_id=named)) == 3
+
+
+def _a_memory_has_one_id(server: Served, user: str) -> None:
+    def upper(memory_id: str) -> str:
+        return memory_id.upper()
+
+    def bare(memory_id: str) -> str:
+        return memory_id.replace("-", "")
+
+    for other in (upper, bare):
+        added = server.add("The safe opens with 161803", f"{user}-ids", infer=False)
+        memory_id = added.json()["results"][0]["id"]
+        path = f"/memories/{other(memory_id)}"
+        assert server.api.get(path).json()["id"] == memory_id
+        assert server.api.put(path, json={"text": "It opens with 141421"}).status_code == 200
+        assert server.api.delete(path).status_code == 200
+        changes = server.api.get(f"/memories/{memory_id}/history")
+        assert [change["event"] for change in changes.json()] == ["ADD", "UPDATE", "DELETE"]
+        assert "161803" not in changes.text
+        assert "141421" not in changes.text
+        assert server.api.get(f"{path}/history").json() == changes.json()
 
 
 def a_memory_that_is_not_there_is_not_found(
@@ -328,6 +422,26 @@ def what_is_deleted_is_erased(server: Served, models: ScriptedRouter, user: str)
         content = file.read_bytes()
         assert b"314159" not in content, file.name
         assert b"271828" not in content, file.name
+    # A scope too, by whoever is first, and by whoever asks again meanwhile.
+    models.answer = remembers("The number of the safe is 173205")
+    server.add("My safe opens with 173205", user)
+    for number in range(60):
+        assert server.add(f"Box {number} opens with 223606", user, infer=False).is_success
+    ids = [row["id"] for row in server.memories(user_id=user)]
+    assert len(ids) == 61
+    with ThreadPoolExecutor(4) as pool:
+        ask = [
+            pool.submit(server.api.delete, "/memories", params={"user_id": user}) for _ in range(4)
+        ]
+        assert [asked.result().status_code for asked in ask] == [200] * 4
+    assert server.memories(user_id=user) == []
+    for memory_id in ids:
+        changes = server.api.get(f"/memories/{memory_id}/history").json()
+        assert [change["event"] for change in changes] == ["ADD", "DELETE"]
+    for file in server.history.iterdir():
+        content = file.read_bytes()
+        assert b"173205" not in content, file.name
+        assert b"223606" not in content, file.name
 
 
 def the_documentation_asks_nobody_else(server: Served, models: ScriptedRouter, user: str) -> None:
@@ -397,6 +511,11 @@ def an_error_says_what_failed_and_what_to_do(
     reference = reply.json()["detail"].split()[-1]
     assert reference in reply.json()["hint"]
     assert f"internal error {reference}" in server.log()
+    replies.append(reply)
+    with _locked(server.history / "history.db"):
+        reply = server.add(word, user, infer=False)
+    assert (reply.status_code, reply.json().get("code")) == (500, "storage")
+    assert "`pikuri-memory logs mem0`" in reply.json()["hint"]
     replies.append(reply)
     for reply in replies:
         told = reply.json()
@@ -555,6 +674,14 @@ PROMISES: dict[str, Promise] = {
     "14-expiry": a_memory_is_found_until_its_last_day,
     "15-ids": an_id_may_have_spaces,
 }
+
+
+@contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    """Nobody else can write to it."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
 
 
 def _filter(user: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class UpstreamError(HTTPException):
 _AUTH_NAMES = {"AuthenticationError", "PermissionDeniedError"}
 _CONN_NAMES = {"APIConnectionError", "ConnectionError"}
 _BAD_REQUEST_NAMES = {"BadRequestError", "UnprocessableEntityError"}
+_DB_NAMES = {"OperationalError", "DBAPIError"}
 
 
 def _classify_one(exc: BaseException) -> tuple[str, str]:
@@ -36,6 +37,8 @@ def _classify_one(exc: BaseException) -> tuple[str, str]:
         return ("provider_unavailable", "Provider is unreachable or returned a server error.")
     if name in _BAD_REQUEST_NAMES or status in (400, 422):
         return ("provider_bad_request", "Provider rejected the request as malformed.")
+    if name in _DB_NAMES:
+        return ("datastore_unavailable", "The memory database is unreachable.")
     if module.startswith("qdrant_client"):
         return ("vector_store_unavailable", "The vector store is unreachable or returned an error.")
     return ("unknown", "Upstream provider error.")
