@@ -286,7 +286,7 @@ def _points(store: Store, name: str, verb: str, rest: str, body: dict[str, Json]
             bool(body.get("with_payload", True)),
             bool(body.get("with_vector", False)),
         )
-        return [_record(row) for row in rows]
+        return [_record(row, body.get("with_payload")) for row in rows]
     if rest == "/query":
         return {"points": _query(collection, body)}
     if rest == "/query/batch":
@@ -351,7 +351,9 @@ def _query(collection: Collection, body: dict[str, Json]) -> list[Json]:
         raise
     except Exception as error:
         raise Refused(400, f"Wrong input: {error}") from error
-    return [{**_record(hit), "version": 0, "score": hit.score} for hit in hits]
+    return [
+        {**_record(hit, body.get("with_payload")), "version": 0, "score": hit.score} for hit in hits
+    ]
 
 
 def _scroll(collection: Collection, body: dict[str, Json]) -> Json:
@@ -368,13 +370,19 @@ def _scroll(collection: Collection, body: dict[str, Json]) -> Json:
         )
     )
     return {
-        "points": [_record(row) for row in rows],
+        "points": [_record(row, body.get("with_payload")) for row in rows],
         "next_page_offset": None if following is None else shown_id(following),
     }
 
 
-def _record(row: Any) -> dict[str, Json]:
-    shown: dict[str, Json] = {"id": shown_id(row.id), "payload": row.payload}
+def _record(row: Any, wanted: Json) -> dict[str, Json]:
+    payload = row.payload
+    if isinstance(wanted, list) and payload is not None:
+        # Names of fields; a path into one is not known here.
+        if not all(isinstance(name, str) and name.isidentifier() for name in wanted):
+            raise Refused(400, "the stand-in knows fields of a payload by plain names alone")
+        payload = {name: payload[name] for name in wanted if name in payload}
+    shown: dict[str, Json] = {"id": shown_id(row.id), "payload": payload}
     if row.vector is not None:
         shown["vector"] = row.vector
     return shown
@@ -411,7 +419,7 @@ def answer(store: Store, verb: str, path: str, body: dict[str, Json]) -> Json:
             rows = store.get(name).shard.retrieve([point_id(parts[3])], True, False)
             if not rows:
                 raise Refused(404, f"Not found: Point with id {parts[3]} does not exists!")
-            return _record(rows[0])
+            return _record(rows[0], None)
         return _points(store, name, verb, rest.removeprefix("points"), body)
     raise Refused(404, "not found")
 
