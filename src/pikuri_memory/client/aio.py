@@ -11,8 +11,9 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from pikuri_memory.client import protocol, wire
+from pikuri_memory.client.listing import Listing
 from pikuri_memory.client.protocol import Failure, KeySource, Outgoing, Reply, Request, Session
-from pikuri_memory.client.replies import Entity, Health, HistoryEntry, Page
+from pikuri_memory.client.replies import Entity, Health, HistoryEntry
 from pikuri_memory.errors import AuthenticationError, InvalidRequestError, MemoryNotFoundError
 from pikuri_memory.record import UNSET, Matches, Record, Unset
 
@@ -183,32 +184,17 @@ class AsyncMem0Client:
 
         See :meth:`.Mem0Client.iterate`.
         """
-
-        def request(top_k: int | None, cursor: str | None) -> protocol.Request[Page]:
-            return protocol.list_page(
-                user_id=user_id,
-                agent_id=agent_id,
-                run_id=run_id,
-                show_expired=show_expired,
-                top_k=top_k,
-                cursor=cursor,
-            )
-
-        cursor: str | None = None
-        listed = 0
-        while limit is None or listed < limit:
-            top_k = protocol.next_page_size(page_size, limit, listed)
-            page = await self._send(request(top_k, cursor))
-            if protocol.may_be_cut(page, top_k, limit):
-                whole = await self._send(request(None, None))
-                page = whole if len(whole.records) > len(page.records) else page
-            protocol.warn_if_cut(page, top_k)
-            for record in page.records if limit is None else page.records[:top_k]:
+        listing = Listing(
+            user_id=user_id,
+            agent_id=agent_id,
+            run_id=run_id,
+            show_expired=show_expired,
+            limit=limit,
+            page_size=page_size,
+        )
+        while (request := listing.request()) is not None:
+            for record in listing.take(await self._send(request)):
                 yield record
-            listed += len(page.records)
-            cursor = page.next
-            if cursor is None:
-                return
 
     async def get_all(
         self,

@@ -319,31 +319,6 @@ def openapi() -> Request[Health]:
     return Request("GET", "/openapi.json", replies.openapi, with_key=False)
 
 
-def next_page_size(page_size: int, limit: int | None, listed: int) -> int:
-    """How many memories to ask for, after ``listed`` of at most ``limit``."""
-    return page_size if limit is None else min(page_size, limit - listed)
-
-
-def may_be_cut(page: Page, top_k: int, limit: int | None) -> bool:
-    """Whether a server without pages has cut its list at the number it was asked for.
-
-    The patched server of the container stack lists all when it is given no number.
-    """
-    return limit is None and not page.paged and len(page.records) == top_k
-
-
-def warn_if_cut(page: Page, top_k: int) -> None:
-    """Say in the log that a server without pages may hold more than it listed.
-
-    mem0's server at the pinned commit lists 20 of a scope whatever it is asked for.
-    """
-    if not page.paged and len(page.records) in (20, top_k):
-        log.warning(
-            "the server listed exactly %d memories and has no pages: there may be more",
-            len(page.records),
-        )
-
-
 def _addition(path: str, body: object, idempotency_key: str | None) -> Request[list[Record]]:
     key = secrets.token_hex(16) if idempotency_key is None else idempotency_key
     if not isinstance(key, str) or not _is_header_value(key):
