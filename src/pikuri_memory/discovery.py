@@ -14,6 +14,7 @@ import secrets
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from pikuri_memory import process
 from pikuri_memory.errors import AccessError, StorageError
@@ -21,6 +22,11 @@ from pikuri_memory.files import create_private, write_private
 from pikuri_memory.paths import DataPaths
 
 DATA_DIR_VARIABLE = "PIKURI_MEMORY_DATA_DIR"
+EMBEDDED: Final = "embedded"
+"""The kind of our own server."""
+
+STACK: Final = "mem0"
+"""The kind of mem0's own server, in containers."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class ServerInfo:
     """A server that has bound its port.
 
     Attributes:
-        kind: ``embedded`` or ``mem0``.
+        kind: :data:`EMBEDDED` or :data:`STACK`.
         pid: Process id of its keeper.
         start_time: The keeper's start time (see ``process.ProcessIdentity``).
         endpoint: Base URL, as ``http://127.0.0.1:8888``.

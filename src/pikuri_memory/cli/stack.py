@@ -69,7 +69,7 @@ def up(call: Call) -> None:
         **given,
     )
     before = discovery.read_server_info(call.paths)
-    if kinds.held(call.paths) == {kinds.EMBEDDED}:
+    if kinds.held(call.paths) == {discovery.EMBEDDED}:
         call.out.note(
             "the memories of the embedded server stay where they are and are not in the stack;"
             " to take them along: pikuri-memory export and import (docs/docker.md)"

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KIND = "embedded"
 HOST = "127.0.0.1"
 BACKLOG = 1024
 _MAY_BE_LEFT = (
@@ -207,7 +206,7 @@ def _listen(
     server = Server(config)
 
     info = discovery.ServerInfo(
-        kind=KIND,
+        kind=discovery.EMBEDDED,
         pid=keeper.identity.pid,
         start_time=keeper.identity.start_time,
         endpoint=f"http://{HOST}:{listener.getsockname()[1]}",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from pikuri_memory import discovery
 from pikuri_memory._version import __version__
 from pikuri_memory.discovery import ServerInfo
 from pikuri_memory.errors import ServerNotRunningError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pikuri_memory.client.aio import AsyncMem0Client
     from pikuri_memory.client.sync import Mem0Client
 
-KIND: Final = "embedded"
 _HEALTH_SECONDS = 2.0
 
 
@@ -67,7 +67,7 @@ class EmbeddedServer(Share):
         )
         self._lifecycle = ServerLifecycle(
             self._paths,
-            kind=KIND,
+            kind=discovery.EMBEDDED,
             version=__version__,
             spawn=self._spawn,
             healthy=answers,

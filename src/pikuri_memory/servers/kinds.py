@@ -5,17 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Final
 
 from pikuri_memory import discovery
+from pikuri_memory.discovery import EMBEDDED, STACK
 from pikuri_memory.errors import InvalidRequestError
 from pikuri_memory.paths import DataPaths
-
-STACK: Final = "mem0"
-"""The kind of mem0's own server, in containers."""
-
-EMBEDDED: Final = "embedded"
-"""The kind of our own server."""
 
 
 def held(paths: DataPaths) -> set[str]:

@@ -14,11 +14,10 @@ from pikuri_memory import discovery, lease
 from pikuri_memory.client.protocol import Request
 from pikuri_memory.client.replies import ShapeError, done
 from pikuri_memory.client.sync import Mem0Client
-from pikuri_memory.discovery import ServerInfo
+from pikuri_memory.discovery import STACK, ServerInfo
 from pikuri_memory.errors import InvalidRequestError, PikuriMemoryError, ServerNotRunningError
 from pikuri_memory.paths import DataPaths
 from pikuri_memory.servers import kinds, lifecycle
-from pikuri_memory.servers.kinds import STACK
 from pikuri_memory.waiting import Deadline, wait_for
 
 if TYPE_CHECKING:

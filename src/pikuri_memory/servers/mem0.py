@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-KIND: Final = "mem0"
 _START_MARGIN: Final = 300.0  # the engine's answers, the services' start, the way to this process
 _STOP_SECONDS: Final = 120.0
 _PROGRESS_SECONDS: Final = 0.2
@@ -183,7 +182,7 @@ class Mem0Server(Share):
         self._sick_since: float | None = None
         self._lifecycle = ServerLifecycle(
             self._paths,
-            kind=KIND,
+            kind=discovery.STACK,
             version=__version__,
             spawn=self._spawn,
             healthy=self._answers,
@@ -391,7 +390,7 @@ def stop(paths: DataPaths, *, force: bool, timeout: float) -> Stopped:
         StackError: Containers that were left could not be removed.
     """
     info = discovery.read_server_info(paths)
-    if info is not None and info.kind == KIND:
+    if info is not None and info.kind == discovery.STACK:
         timeout = max(timeout, _STOP_SECONDS)
     done = lifecycle.stop(paths, force=force, timeout=timeout)
     take_down_leftovers(paths, force=force)

@@ -73,7 +73,7 @@ def server_of(paths: DataPaths, *, router_timeout: float) -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
         info = discovery.read_server_info(paths)
         stays = info is not None and info.is_running()
-        if (info.kind if info is not None and stays else kinds.last(paths)) == kinds.STACK:
+        if (info.kind if info is not None and stays else kinds.last(paths)) == discovery.STACK:
             raise InvalidRequestError(
                 "mem0's own server keeps the embedder that its memories have",
                 hint="pikuri-memory export FILE; then start a stack with the other embedder and"

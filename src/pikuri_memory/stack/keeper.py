@@ -41,7 +41,6 @@ from pikuri_memory.waiting import Deadline
 
 log = logging.getLogger(__name__)
 
-KIND: Final = "mem0"
 HOST: Final = "127.0.0.1"
 CA_VARIABLE: Final = "PIKURI_MEMORY_CA_BUNDLE"
 _LOOK_SECONDS: Final = 5.0
@@ -105,7 +104,7 @@ def _keep(paths: DataPaths, keep: bool) -> None:
     try:
         stack.bring_up()
         info = discovery.ServerInfo(
-            kind=KIND,
+            kind=discovery.STACK,
             pid=keeper.identity.pid,
             start_time=keeper.identity.start_time,
             endpoint=stack.endpoint,
