@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,11 @@ class Target:
                 sent = {"messages": text, "user_id": user, "metadata": {"secret": True}}
                 assert self.owner.post("/memories", json=sent).status_code == 200
         self._planted = self._memories()
+
+    def close(self) -> None:
+        """Close the clients."""
+        self.owner.close()
+        self.stranger.close()
 
     @property
     def key(self) -> str:
@@ -254,14 +259,7 @@ class StackTarget(Target):
 
     def await_key(self, key: str) -> None:
         """Return when a new key counts: its container is started again by the keeper."""
-        end = time.monotonic() + 120
-        while True:
-            with suppress(httpx.HTTPError):
-                reply = self.stranger.get("/entities", headers={"X-API-Key": key})
-                if reply.status_code == 200:
-                    return
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        self._await_status(key, 200, 120)
 
     def operations(self) -> set[tuple[str, str]]:
         """Method and path of each route that it has: what it says itself."""
@@ -276,14 +274,7 @@ class StackTarget(Target):
 
     def await_shut(self, key: str) -> None:
         """Return when a key that counted does so no more: the keeper looks every few seconds."""
-        end = time.monotonic() + 60
-        while True:
-            with suppress(httpx.HTTPError):
-                reply = self.stranger.get("/entities", headers={"X-API-Key": key})
-                if reply.status_code == 401:
-                    return
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        self._await_status(key, 401, 60)
 
     def failures(self) -> list[str]:
         """The lines of its log that tell of replies of 5xx, but 503 and 507."""
@@ -292,6 +283,16 @@ class StackTarget(Target):
     def refusals(self) -> float:
         """How many requests were answered with 401 or 403 so far."""
         return len(re.findall(r'" 40[13]\b', self._log()))
+
+    def _await_status(self, key: str, status: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            with suppress(httpx.HTTPError):
+                reply = self.stranger.get("/entities", headers={"X-API-Key": key})
+                if reply.status_code == status:
+                    return
+            assert time.monotonic() < end
+            time.sleep(0.2)
 
     def _log(self) -> str:
         from tests.stack.conftest import logs
@@ -304,23 +305,16 @@ def attacked_stack(directory: Path) -> Iterator[StackTarget]:
     """A target in containers, over a new directory."""
     from tests.contract.subjects import stack_server
 
-    with stack_server(directory) as server:
-        target = StackTarget(server)
-        try:
-            yield target
-        finally:
-            target.owner.close()
-            target.stranger.close()
+    with stack_server(directory) as server, closing(StackTarget(server)) as target:
+        yield target
 
 
 @contextmanager
 def attacked(directory: Path, **settings: Any) -> Iterator[Target]:
     """A target over a new data directory."""
     given = {"max_body_bytes": BODY_LIMIT, **settings}
-    with EmbeddedServer(port=0, data_dir=directory / "data", **given) as server:
-        target = Target(server)
-        try:
-            yield target
-        finally:
-            target.owner.close()
-            target.stranger.close()
+    with (
+        EmbeddedServer(port=0, data_dir=directory / "data", **given) as server,
+        closing(Target(server)) as target,
+    ):
+        yield target
